@@ -1,0 +1,140 @@
+"""The few types that an application, the engine and a service share. Nothing here does any work.
+
+What trains is the Task; what ships is `task.model`. Evaluation, bench, batch prediction and the service all go through
+the one Predictor; only the Session under it differs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from core.config import Config
+
+if TYPE_CHECKING:
+    import torch
+
+Arrays = dict[str, NDArray[Any]]
+"""Named arrays, as a Session takes and gives them."""
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """Name, shape and type of one tensor of a model. A letter in the shape is a free axis, shared by name."""
+
+    name: str
+    shape: tuple[int | str, ...]
+    dtype: str = "float32"
+
+    def check(self, array: NDArray[Any]) -> None:
+        """Raises ValueError where the array's type, rank or a fixed axis differs."""
+        fits = len(array.shape) == len(self.shape) and all(
+            isinstance(want, str) or want == have for want, have in zip(self.shape, array.shape, strict=True)
+        )
+        if not fits or array.dtype != np.dtype(self.dtype):
+            raise ValueError(f"{self.name} is {array.dtype}{list(array.shape)}; allowed is {self.dtype}{list(self.shape)}")
+
+
+class Step(NamedTuple):
+    """What one training step gives back."""
+
+    loss: torch.Tensor
+    """Scalar to minimise; the mean over ranks is the loss of the global batch."""
+    logs: dict[str, torch.Tensor]
+    """Scalars to record."""
+
+
+class Estimate(NamedTuple):
+    """What a request will cost, promised before it starts."""
+
+    bytes: int
+    seconds: float
+
+
+class Session(Protocol):
+    """A loaded network: named arrays in, named arrays out, whatever runtime is below."""
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+    def __call__(self, arrays: Mapping[str, NDArray[Any]]) -> Arrays: ...
+
+
+class Data(Protocol):
+    """An application's data: deterministic batches for training, samples for everything else."""
+
+    @property
+    def fingerprint(self) -> dict[str, Any]:
+        """What identifies the data: sources, rows, span, content hash."""
+
+    def num_batches(self, *, world_size: int, epoch: int) -> int:
+        """Batches that every rank gets in this epoch."""
+
+    def train(self, *, rank: int, world_size: int, epoch: int) -> Iterator[Any]:
+        """This rank's batches of one epoch (NamedTuples of tensors); every rank gets the same number of them."""
+
+    def samples(self, split: str) -> Any:
+        """The application's samples of `train`, `validation` or `test`, in order."""
+
+
+@runtime_checkable
+class Predictor(Protocol):
+    """Request to tensors to session to response: the only way from a user's input to an answer."""
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+    def __call__(self, requests: Sequence[Any]) -> list[Any]: ...
+
+    def estimate(self, requests: Sequence[Any]) -> Estimate: ...
+
+
+class Metrics(Protocol):
+    """Named figures with intervals, as `core.evaluation` makes them."""
+
+    def record(self) -> dict[str, Any]: ...
+
+
+@dataclass(frozen=True)
+class Application:
+    """Everything the engine and the verbs need to know about one application."""
+
+    name: str
+    """`vertical.application`, as in `finance.fraud`."""
+    title: str
+    """One line for `verticals list`."""
+    recipes: Mapping[str, Callable[[], Config]]
+    """Complete configurations by name; `debug` is obligatory and trains in seconds on a CPU."""
+    data: Callable[[Any], Data]
+    """Config -> Data."""
+    task: Callable[[Any, Any], torch.nn.Module]
+    """(Config, Data) -> Task: a module with `.model`, whose forward(batch) gives a Step."""
+    constants: Callable[[Any, Any, Any], Mapping[str, Any]]
+    """(Config, Data, Task) -> what ships beside the weights as JSON: preprocessing, calibration, thresholds."""
+    model: Callable[[Any, Mapping[str, Any]], torch.nn.Module]
+    """(Config, constants) -> the network without weights, built like `task.model`."""
+    deployed: Callable[[Any], torch.nn.Module]
+    """Network -> the form of it that a Session runs, with `inputs` and `outputs`; the network itself where it has them."""
+    predictor: Callable[..., Predictor]
+    """(Config, constants, session, version=...) -> Predictor."""
+    evaluate: Callable[..., Metrics]
+    """(predictor, data, split) -> Metrics."""
+    samples: Callable[..., Any]
+    """(config, source) -> Data over a file, every labelled row of it in the split `all`: for `verticals evaluate -i`."""
+    answers: Callable[..., Iterator[Mapping[str, NDArray[Any]]]]
+    """(predictor, config, source) -> named columns of the answers to a file, chunk by chunk in bounded memory."""
+    check: Callable[..., dict[str, Any]]
+    """(config, source) -> what is in a file; raises DataError that names what is wrong with it."""
+    synthesize: Callable[..., dict[str, Any]]
+    """(config, path) -> writes small truthful data with a known answer, and says what is in it."""
+    remember: Callable[..., dict[str, Any]] | None
+    """(config, source, store) -> fills the service's store with a file's past, resumably; None where nothing is remembered."""
+    example: Callable[[], Any]
+    """A request that the Predictor answers: documentation, smoke test and warm-up."""
+    card: Path
+    """The model card (README.md of the application's folder)."""

@@ -1,0 +1,28 @@
+"""What can go wrong at a door: configuration, data, artifacts, capacity. Every message says what was given, what is
+allowed and what to do."""
+
+from __future__ import annotations
+
+
+class VerticalsError(Exception):
+    """Any error whose message is meant for the user: the command prints it without a trace."""
+
+
+class ConfigError(VerticalsError):
+    """A configuration that names an unknown key, a value out of range, or settings that contradict each other."""
+
+
+class DataError(VerticalsError):
+    """Input that cannot be used: names the file, row, column or field."""
+
+
+class LeakError(DataError):
+    """A split or a fitted transform that would let the future into the past."""
+
+
+class ArtifactError(VerticalsError):
+    """A model that is missing, damaged, of another application, or of a layout this code does not read."""
+
+
+class CapacityError(VerticalsError):
+    """A request that would exceed a stated limit of memory, time or size."""

@@ -1,0 +1,376 @@
+"""The outermost layer of every service: API key, request id, body limit, one envelope for every error.
+
+BentoML answers 429 and 504 before it runs a user's middleware, and reports errors in five shapes; so this layer enters by
+`service_class=` and wraps the whole application. Endpoints raise the errors of `core.errors`:
+
+    pydantic ValidationError 400   DataError 422   Conflict 409   Overloaded 429   CapacityError 413   ArtifactError 503
+
+and anything else is a 500. Every error body is
+
+    {"error": {"code": ..., "message": ..., "fields": [{"field": ..., "message": ...}], "request_id": ...}}
+
+It names fields and what they allow, never what was sent. /livez, /readyz and /healthz are open; all else, /metrics too,
+wants the key where VERTICALS_API_KEY is set (several are separated by commas), as `X-API-Key` or as a bearer token.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import logging
+import os
+import re
+import uuid
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from http import HTTPStatus
+from typing import Any
+
+# private names of BentoML: tests/core/serving/test_bentoml.py holds them
+from _bentoml_impl.server.app import ServiceAppFactory
+from _bentoml_sdk.service import Service
+from bentoml._internal.configuration.containers import BentoMLContainer
+from bentoml._internal.server.http.instruments import RunnerTrafficMetricsMiddleware
+from bentoml._internal.server.http.traffic import TimeoutMiddleware
+from bentoml.exceptions import BentoMLConfigException, BentoMLException
+from opentelemetry.instrumentation.asgi import OpenTelemetryMiddleware
+from pydantic import ValidationError
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from core.durable.journal import KeyConflict
+from core.errors import ArtifactError, CapacityError, DataError
+from core.monitoring import metrics
+from core.serving.batcher import Overloaded
+from core.serving.logs import discreet, where
+
+API_KEY = "VERTICALS_API_KEY"
+OPEN_PATHS = frozenset({"/livez", "/readyz", "/healthz"})
+MAX_FIELDS = 50
+"""Most faults of a request that an answer lists."""
+
+_REQUEST_ID = re.compile(r"(?!\d{12,19}$)[A-Za-z0-9._-]{1,64}")  # no number that could be a card's
+_EXCHANGE = "verticals.exchange"
+logger = logging.getLogger(__name__)
+
+
+class Conflict(DataError):
+    """A request that the state refuses: 409. `details` become members of the error, as `newest_time=...`."""
+
+    def __init__(self, message: str, **details: Any) -> None:
+        super().__init__(message)
+        self.details = details
+
+
+@dataclass(frozen=True)
+class Problem:
+    """An error as a client sees it."""
+
+    status: int
+    code: str
+    message: str
+    fields: tuple[tuple[str, str], ...] = ()
+    """(name, what is allowed)."""
+    details: Mapping[str, Any] = field(default_factory=dict)
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+    def response(self, request_id: str) -> Response:
+        named = [{"field": name, "message": message} for name, message in self.fields]
+        error = {"code": self.code, "message": self.message, "fields": named, "request_id": request_id}
+        return JSONResponse(
+            {"error": {**self.details, **error}}, self.status, {**self.headers, "X-Request-ID": request_id}
+        )
+
+
+_BY_STATUS = {
+    400: ("bad_request", "the request cannot be read: its body has to be what the endpoint's schema says"),
+    401: ("unauthorized", "the API key is missing or wrong; send it as X-API-Key or as a bearer token"),
+    404: ("not_found", "there is nothing at this path; / shows what there is"),
+    405: ("method_not_allowed", "this path does not take this method; endpoints take POST"),
+    413: ("too_large", "the request is larger than this service takes"),
+    415: ("unsupported_media_type", "this content type is not taken; send application/json"),
+    429: ("overloaded", "the service has as much to do as it may; send the request again later"),
+    500: ("internal", "the service failed at this request; its log has the trace under the request id"),
+    503: ("unavailable", "the service cannot answer now; send the request again later"),
+    504: ("timeout", "the answer took longer than this service allows; the work may have been done all the same"),
+}
+
+
+def of_status(status: int) -> Problem:
+    """The problem of a bare status code."""
+    code, message = _BY_STATUS.get(status) or (
+        HTTPStatus(status).phrase.lower().replace(" ", "_"),
+        HTTPStatus(status).phrase,
+    )
+    return Problem(status, code, message, headers={"Retry-After": "1"} if status in (429, 503) else {})
+
+
+def of_error(error: Exception) -> Problem:
+    """The problem that an exception stands for. Texts of our own errors are shown, of others never."""
+    match error:
+        case Conflict():
+            return Problem(409, "conflict", str(error), details=error.details)
+        case KeyConflict():
+            return Problem(409, "conflict", str(error))
+        case DataError():
+            return Problem(422, "unusable_data", str(error))
+        case Overloaded():
+            return Problem(429, "overloaded", str(error), headers={"Retry-After": "1"})
+        case CapacityError():
+            return Problem(413, "too_large", str(error))
+        case ArtifactError():
+            return Problem(503, "model_unavailable", "the model cannot answer now; the service's log says why")
+        case HTTPException():
+            return of_status(error.status_code)
+        case BentoMLException():
+            return of_status(int(error.error_code))
+        case ClientDisconnect():
+            return of_status(400)
+    return of_status(500)
+
+
+def of_input(error: ValidationError) -> Problem:
+    """The problem of a body that its schema refuses: names of fields and what they allow."""
+    faults = error.errors(include_url=False, include_context=False)
+    named = tuple((".".join(map(str, fault["loc"])) or "body", _allowed(fault)) for fault in faults[:MAX_FIELDS])
+    more = f", the first {MAX_FIELDS} are listed" if len(faults) > MAX_FIELDS else ""
+    return Problem(400, "invalid_request", f"{len(faults)} field(s) of the request are not allowed{more}", named)
+
+
+def _allowed(fault: Mapping[str, Any]) -> str:
+    """pydantic's message; where it repeats a value that was sent, as a validator's own may, only the kind of fault."""
+    message = str(fault["msg"]).removeprefix("Value error, ").removeprefix("Assertion failed, ")
+    own = fault["type"] in ("value_error", "assertion_error", "union_tag_invalid")
+    given = fault.get("input")
+    if own and any(value in message for value in _values(given)):
+        return "this value is not allowed"
+    return message
+
+
+def _values(given: Any) -> Iterator[str]:
+    if isinstance(given, Mapping):
+        for value in given.values():
+            yield from _values(value)
+    elif isinstance(given, list | tuple | set):
+        for value in given:
+            yield from _values(value)
+    elif given is not None and not isinstance(given, bool) and given != "":
+        yield f"{given:g}" if isinstance(given, float) else str(given)
+
+
+@dataclass
+class _Exchange:
+    """What the layers know of one request."""
+
+    request_id: str
+    received: int = 0
+    """Bytes of the body so far."""
+    started: bool = False
+    """The answer's head is out."""
+    replaced: bool = False
+    """The answer was an error; the envelope has gone out in its place."""
+    problem: Problem | None = None
+    """What went wrong, where more is known than the status code."""
+
+
+class _BodyTooLarge(CapacityError):
+    pass
+
+
+class Door:
+    """ASGI: the whole of a service behind the key, the limit and the envelope."""
+
+    def __init__(self, app: ASGIApp, *, service: str, keys: tuple[bytes, ...], body_limit_bytes: int) -> None:
+        """
+        Args:
+            keys: sha256 of each allowed API key; none leaves the door open.
+        """
+        self._app, self._service, self._keys, self._body_limit = app, service, keys, body_limit_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+
+            async def brief(message: Message) -> None:
+                message.pop("message", None)  # the trace of a failed start, with values; the log has it without
+                await send(message)
+
+            with discreet():
+                await self._app(scope, receive, brief)
+            return
+        headers = Headers(scope=scope)
+        allowed = scope["path"] in OPEN_PATHS or self._has_key(headers)
+        if scope["type"] == "websocket":
+            await (self._app(scope, receive, send) if allowed else send({"type": "websocket.close", "code": 1008}))
+            return
+        given = headers.get("x-request-id", "")
+        exchange = _Exchange(given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex)
+        scope[_EXCHANGE] = exchange
+
+        async def limited() -> Message:
+            message = await receive()
+            exchange.received += len(message.get("body", b""))
+            if exchange.received > self._body_limit:
+                raise _BodyTooLarge(self._limit_text())
+            return message
+
+        async def enveloped(message: Message) -> None:
+            if exchange.replaced:
+                return
+            if message["type"] == "http.response.start":
+                exchange.started = True
+                head = MutableHeaders(raw=message.setdefault("headers", []))
+                if message["status"] >= 400:
+                    exchange.replaced = True
+                    problem = exchange.problem or of_status(message["status"])
+                    await self._refuse(problem, exchange, scope, receive, send, allow=head.get("allow"))
+                    return
+                head["X-Request-ID"] = exchange.request_id
+            await send(message)
+
+        length = headers.get("content-length", "")
+        if not allowed:
+            refusal = Problem(*(401, *_BY_STATUS[401]), headers={"WWW-Authenticate": "Bearer"})
+            await self._refuse(refusal, exchange, scope, receive, send)
+        elif length.isdecimal() and int(length) > self._body_limit:
+            await self._refuse(Problem(413, "too_large", self._limit_text()), exchange, scope, receive, send)
+        else:
+            try:
+                await self._app(scope, limited, enveloped)
+            except Exception as error:  # the process's edge; the head may be out already: then the connection is cut
+                problem = _recorded(error, exchange, scope)
+                if not exchange.started:
+                    await self._refuse(problem, exchange, scope, receive, send)
+
+    def _has_key(self, headers: Headers) -> bool:
+        if not self._keys:
+            return True
+        given = headers.get("x-api-key") or headers.get("authorization", "").removeprefix("Bearer ")
+        digest = hashlib.sha256(given.encode()).digest()
+        return any([hmac.compare_digest(digest, key) for key in self._keys])  # a list: every key is compared
+
+    def _limit_text(self) -> str:
+        return f"the body is larger than the {self._body_limit} bytes that this service takes; send less at a time"
+
+    async def _refuse(
+        self,
+        problem: Problem,
+        exchange: _Exchange,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+        *,
+        allow: str | None = None,
+    ) -> None:
+        metrics.refused(self._service, problem.code)
+        response = problem.response(exchange.request_id)
+        if allow:
+            response.headers["Allow"] = allow
+        await response(scope, receive, send)
+
+
+def _recorded(error: Exception, exchange: _Exchange, scope: Scope) -> Problem:
+    """The problem of an exception, kept for the answer; failures of ours are logged, without any value."""
+    problem = exchange.problem = of_error(error)
+    if problem.status >= 500:
+        reason = str(error) if isinstance(error, ArtifactError) else where(error)
+        logger.error("request %s to %s failed:\n%s", exchange.request_id, scope.get("path"), reason)
+    return problem
+
+
+class _Caught:
+    """ASGI: answers 500 to an exception inside; BentoML's timeout would leave the client waiting for all of its time."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await self._app(scope, receive, send)
+        except Exception as error:
+            exchange = scope.get(_EXCHANGE)
+            if exchange is None or exchange.started:
+                raise
+            await Response(status_code=_recorded(error, exchange, scope).status)(scope, receive, send)
+
+
+class _KnownPathsMetrics(RunnerTrafficMetricsMiddleware):
+    """BentoML's request metrics, for the service's own paths only: they are labels, and a scan would make them endless."""
+
+    def __init__(self, app: ASGIApp, *, known: frozenset[str], **options: Any) -> None:
+        super().__init__(app, **options)
+        self._known = known
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await (super().__call__ if scope.get("path") in self._known else self.app)(scope, receive, send)
+
+
+class _AppFactory(ServiceAppFactory):  # type: ignore[misc]  # BentoML's private packages are untyped
+    """BentoML's application, with its errors left to the Door."""
+
+    async def api_endpoint(self, name: str, request: Request) -> Response:
+        spec = self.service.apis[name].input_spec
+        exchange = request.scope.get(_EXCHANGE) or _Exchange(uuid.uuid4().hex)
+        try:
+            response: Response = await super().api_endpoint(name, request)
+            return response
+        except ValidationError as error:
+            if error.title == (spec.model_config.get("title") or spec.__name__):
+                exchange.problem = of_input(error)
+            else:  # of an answer, or of the endpoint's own making: not the client's fault
+                _recorded(error, exchange, request.scope)
+        except Exception as error:
+            _recorded(error, exchange, request.scope)
+        return exchange.problem.response(exchange.request_id)  # type: ignore[union-attr]
+
+    @property
+    def middlewares(self) -> list[Middleware]:
+        known = frozenset(route.path for route in self.routes if isinstance(route, Route))
+        traced = BentoMLContainer.tracing.exporter_type.get() is not None
+        metered: Any = _KnownPathsMetrics
+        layers: list[Middleware] = []
+        for layer in super().middlewares:
+            if layer.cls is RunnerTrafficMetricsMiddleware:
+                layers.append(Middleware(metered, known=known, **layer.kwargs))
+            elif layer.cls is not OpenTelemetryMiddleware or traced:
+                layers.append(layer)
+            if layer.cls is TimeoutMiddleware:
+                layers.append(Middleware(_Caught))
+        return layers
+
+
+class GuardedService(Service[Any]):  # type: ignore[misc]
+    """`bentoml.service(service_class=GuardedService, ...)(Class)`: a BentoML service behind the Door.
+
+    The access log is off unless the service's own configuration turns it on. A subclass may set another body limit.
+    """
+
+    body_limit_bytes = 16 * 2**20
+
+    def __attrs_post_init__(self) -> None:
+        super().__attrs_post_init__()
+        os.environ.setdefault("BENTOML_DO_NOT_TRACK", "True")  # a service tells nobody that it runs
+        self.config.setdefault("logging", {"access": {"enabled": False}})
+        _keys()
+
+    def to_asgi(self, is_main: bool = True) -> ASGIApp:
+        self.inject_config()
+        app = _AppFactory(self, is_main=is_main)()
+        return Door(app, service=self.name, keys=_keys(), body_limit_bytes=self.body_limit_bytes)
+
+
+def _keys() -> tuple[bytes, ...]:
+    """The sha256 of each configured API key. Raises BentoMLConfigException where the variable is there and holds none."""
+    given = os.environ.get(API_KEY)
+    if given is None:
+        return ()
+    keys = [key.strip() for key in given.split(",") if key.strip()]
+    if not keys or any(len(key) < 16 for key in keys):
+        raise BentoMLConfigException(
+            f"{API_KEY} holds no key, or one of less than 16 characters; give longer ones or unset it"
+        )
+    return tuple(hashlib.sha256(key.encode()).digest() for key in keys)

@@ -1,0 +1,67 @@
+"""Optimizer, schedule and the averaged weights, from one Config."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import nn
+
+from core.config import Config
+
+
+class OptimConfig(Config):
+    """AdamW with warm-up and a schedule over the whole training."""
+
+    lr: float = Field(1e-3, gt=0)
+    """Peak learning rate."""
+    weight_decay: float = Field(1e-2, ge=0)
+    """Decoupled decay, for tensors of two and more axes only (biases and norms are left alone)."""
+    warmup: float = Field(0.05, ge=0, lt=1)
+    """Share of all steps over which the rate rises from zero."""
+    schedule: Literal["cosine", "constant"] = "cosine"
+    """How the rate goes on after the warm-up; `cosine` ends at zero."""
+    clip_norm: float = Field(1.0, gt=0)
+    """Largest norm of the gradient."""
+    average: float = Field(0.0, ge=0, lt=1)
+    """Decay per step of the exponential average of the weights that ships; 0 ships the last weights."""
+
+
+def optimizer_of(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
+    """AdamW over the trainable parameters, in two groups: decayed and not."""
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    groups = [
+        {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": config.weight_decay},
+        {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW([group for group in groups if group["params"]], lr=config.lr)
+
+
+def rate(config: OptimConfig, step: int, total: int) -> float:
+    """Learning rate of a step, counted from 0, out of `total`."""
+    warm = config.warmup * total
+    if step < warm:
+        return config.lr * (step + 1) / (warm + 1)
+    if config.schedule == "constant":
+        return config.lr
+    return config.lr * 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warm) / max(1.0, total - warm))))
+
+
+class WeightAverage:
+    """Exponential moving average of a module's weights (Polyak averaging); early steps are averaged faster."""
+
+    def __init__(self, module: nn.Module, decay: float) -> None:
+        self.decay, self.steps = decay, 0
+        self.shadow = {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}
+
+    @torch.no_grad()
+    def update(self, module: nn.Module) -> None:
+        self.steps += 1
+        decay = min(self.decay, self.steps / (self.steps + 9))
+        for name, tensor in module.state_dict().items():
+            if tensor.is_floating_point():
+                self.shadow[name].lerp_(tensor, 1 - decay)
+            else:
+                self.shadow[name].copy_(tensor)

@@ -1,0 +1,59 @@
+"""The private names of BentoML that core.serving and core.registry rely upon: read this first when the pin moves."""
+
+from __future__ import annotations
+
+import inspect
+from importlib.metadata import version
+from pathlib import Path
+
+from _bentoml_impl.server.app import ServiceAppFactory
+from _bentoml_sdk.service import Service
+from bentoml._internal.context import server_context
+from bentoml._internal.models import ModelStore
+from bentoml._internal.server.http.instruments import RunnerTrafficMetricsMiddleware
+from bentoml._internal.server.http.traffic import MaxConcurrencyMiddleware, TimeoutMiddleware
+from opentelemetry.instrumentation.asgi import OpenTelemetryMiddleware
+
+from core import registry
+from tests.core.serving import echo
+
+
+def test_it_is_the_version_that_was_read() -> None:
+    assert version("bentoml") == "1.4.39"
+
+
+def test_the_service_is_wrapped_where_it_becomes_an_application() -> None:
+    assert list(inspect.signature(Service.to_asgi).parameters) == ["self", "is_main"]
+    assert callable(Service.inject_config)
+    assert callable(Service.__attrs_post_init__)
+
+
+def test_errors_pass_through_api_endpoint() -> None:
+    assert list(inspect.signature(ServiceAppFactory.api_endpoint).parameters) == ["self", "name", "request"]
+    assert inspect.iscoroutinefunction(ServiceAppFactory.api_endpoint)
+    assert "self.api_endpoint(name, request)" in inspect.getsource(ServiceAppFactory.api_endpoint_wrapper)
+
+
+def test_the_layers_that_are_replaced_are_there() -> None:
+    service = echo.service()
+    service.inject_config()
+    assert isinstance(ServiceAppFactory.middlewares, property)
+    layers = [layer.cls for layer in ServiceAppFactory(service).middlewares]
+    assert layers[0] is RunnerTrafficMetricsMiddleware
+    assert {OpenTelemetryMiddleware, TimeoutMiddleware, MaxConcurrencyMiddleware} <= set(layers)
+    assert not any(layer.__name__ == "AccessLogMiddleware" for layer in layers)  # off by default
+
+
+def test_a_worker_knows_that_it_is_one() -> None:
+    assert server_context.worker_index is None  # here nobody started us
+
+
+def test_the_model_store_is_a_folder(tmp_path: Path, home: Path) -> None:
+    from bentoml.models import create, delete
+
+    assert "_model_store" in inspect.signature(create).parameters
+    assert "_model_store" in inspect.signature(delete).parameters
+    with create("a.b:1", _model_store=ModelStore(tmp_path / "models")):
+        pass
+    assert (tmp_path / "models/a.b/1/model.yaml").is_file()
+    assert registry.store() == home / "models"

@@ -1,0 +1,170 @@
+"""Any series of calls leaves a store as it leaves lists and dictionaries."""
+
+from __future__ import annotations
+
+import uuid
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from core.errors import DataError
+from tests.redis_server import redis_url  # noqa: F401
+from verticals.finance.fraud.features import Events
+from verticals.finance.fraud.store import Chunk, Conflict, Decision, Event, EventStore, Stale
+from verticals.finance.fraud.store_embedded import EmbeddedStore
+from verticals.finance.fraud.store_redis import RedisStore
+
+
+@dataclass
+class Model:
+    """The store as plain lists: (seq, event with its current label)."""
+
+    events: list[tuple[int, Event]] = field(default_factory=list)
+    kept: dict[str, Event] = field(default_factory=dict)
+    labels: list[tuple[str, int, int, int]] = field(default_factory=list)
+    states: dict[int, bytes] = field(default_factory=dict)
+    logged: list[str] = field(default_factory=list)
+    last: int = 0
+    floor: int = -1
+
+    def commit(self, events: list[Event], *, loading: bool) -> str:
+        known = [e for e in events if e.id in self.kept]
+        if any(self.kept[e.id].digest != e.digest for e in known):
+            return "Conflict"
+        fresh = [e for e in events if e.id not in self.kept]
+        if not loading and {e.customer for e in fresh} & {e.customer for e in known}:
+            return "Stale"
+        newest = {c: max((e.time for _, e in self.events if e.customer == c), default=-1) for c in (0, 1, 2)}
+        for event in fresh:
+            if event.time < max(newest[event.customer], self.floor):
+                return "Conflict"
+            newest[event.customer] = event.time
+        for event in fresh:
+            self.last += 1
+            self.events.append((self.last, event))
+            self.kept[event.id] = event
+            if not loading:
+                self.states[event.customer] = event.id.encode()
+                self.logged.append(event.id)
+        return "done"
+
+    def label(self, id: str, fraud: int, at: int) -> str:
+        for place, (seq, event) in enumerate(self.events):
+            if event.id == id:
+                if event.fraud == fraud:
+                    return "same"
+                self.events[place] = seq, event._replace(fraud=fraud)
+                self.labels.append((id, event.fraud, fraud, at))
+                return "changed"
+        return "DataError"
+
+    def forget(self, before: int) -> int:
+        self.floor = max(self.floor, before)
+        gone = [e.id for _, e in self.events if e.time < before]
+        self.events = [(seq, e) for seq, e in self.events if e.time >= before]
+        self.labels = [change for change in self.labels if change[0] not in gone]
+        for id in gone:
+            del self.kept[id]
+        return len(gone)
+
+
+EVENT = st.builds(
+    Event,
+    id=st.sampled_from([f"id{n}" for n in range(12)]),
+    time=st.integers(0, 6),
+    customer=st.integers(0, 2),
+    terminal=st.integers(0, 1),
+    amount=st.sampled_from([1.0, 1.0, 2.5]),
+    fraud=st.sampled_from([-1, 0, 1]),
+)
+BATCH = st.lists(EVENT, max_size=3, unique_by=lambda e: e.id)
+CALL = st.one_of(
+    st.tuples(st.just("commit"), BATCH),
+    st.tuples(st.just("load"), BATCH.map(lambda events: sorted(events, key=lambda e: e.time))),
+    st.tuples(st.just("label"), st.tuples(EVENT.map(lambda e: e.id), st.integers(0, 1), st.integers(0, 9))),
+    st.tuples(st.just("forget"), st.integers(0, 3)),
+)
+
+
+def run(store: EventStore, model: Model, number: int, name: str, given: Any) -> tuple[Any, Any]:
+    """(what the store said, what the model said)"""
+    try:
+        if name == "commit":
+            lines = [Decision(e.time, e.id, e.amount, "allow", b"[]", e.digest) for e in given]
+            before = Model(list(model.events), dict(model.kept), [], {}, [], model.last, model.floor)
+            said = model.commit(given, loading=False)
+            fresh = {e.customer: e.id.encode() for e in given if e.id not in before.kept}
+            states = {customer: state for customer, state in fresh.items()} if said == "done" else {}
+            store.commit(given, states=states, version="v", decisions=lines)
+            return "done", said
+        if name == "load":
+            fine = [e for e in given if e.time >= model.floor]
+            said = model.commit(fine, loading=True)
+            columns = [np.array([getattr(e, name) for e in given], np.int64) for name in ("time", "customer", "terminal")]
+            labels = np.array([e.fraud for e in given], np.int8)
+            chunk = Chunk([e.id for e in given], Events(*columns, np.array([e.amount for e in given], np.float64), labels))
+            done = store.load([chunk], source=str(number))
+            return (done.rows, done.expired), (len(given), len(given) - len(fine)) if said == "done" else said
+        if name == "label":
+            said = model.label(*given)
+            return "changed" if store.label(*given) else "same", said
+        count = model.forget(given)
+        return store.forget(given), count
+    except Conflict:
+        return "Conflict", said
+    except Stale:
+        return "Stale", said
+    except DataError:
+        return "DataError", said
+
+
+def check(store: EventStore, model: Model) -> None:
+    events = [event for _, event in model.events]
+    assert (store.count(), store.last) == (len(events), model.last)
+    times = [event.time for event in events]
+    assert store.span() == ((min(times), max(times)) if times else None)
+    ids, seqs, labels = [], [], []
+    for replay in store.replay(size=2, ids=True):
+        ids += replay.ids or []
+        seqs += replay.seqs.tolist()
+        labels += replay.events.fraud.tolist()
+    assert list(zip(seqs, ids, labels, strict=True)) == [(seq, e.id, e.fraud) for seq, e in model.events]
+    for side, other in (("customer", "terminal"), ("terminal", "customer")):
+        for code in (0, 1, 2):
+            rows = sorted((e for e in events if getattr(e, side) == code and 1 <= e.time <= 5), key=lambda e: e.time)
+            past = store.history(side, code, 1, until=5)  # type: ignore[arg-type]
+            assert past.time.tolist() == [e.time for e in rows]
+            assert past.other.tolist() == [getattr(e, other) for e in rows]
+            assert past.amount.tolist() == [e.amount for e in rows]
+            assert past.fraud.tolist() == [e.fraud for e in rows]
+    assert [(c.id, c.before, c.fraud, c.known_at) for c in store.labels_since(0)] == model.labels
+    assert store.answers([f"id{n}" for n in range(12)]) == {id: (e.digest, e.answer) for id, e in model.kept.items()}
+    assert store.states("v", [0, 1, 2]) == model.states
+    assert [line.version for lines in store.decisions() for _, line in lines] == model.logged
+
+
+@pytest.mark.parametrize("kind", ["embedded", "redis"])
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(calls=st.lists(CALL, max_size=14))
+def test_a_store_equals_its_model(
+    kind: str, calls: list[tuple[str, Any]], request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    model = Model()
+    if kind == "redis":
+        with RedisStore(request.getfixturevalue("redis_url"), name=uuid.uuid4().hex) as store:
+            for number, (name, given) in enumerate(calls):
+                said, expected = run(store, model, number, name, given)
+                assert said == expected
+            check(store, model)
+        return
+    path = tmp_path_factory.mktemp("store") / "events.db"
+    for number, (name, given) in enumerate(calls):
+        with EmbeddedStore(path, synchronous="normal") as file:  # reopened each time
+            said, expected = run(file, model, number, name, given)
+            assert said == expected
+    with EmbeddedStore(path) as file:
+        check(file, model)

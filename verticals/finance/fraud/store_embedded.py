@@ -1,0 +1,399 @@
+"""The event store in one file of one process: tables of its own beside the journal of `core.durable`.
+
+The journal holds id, digest and first answer of every transaction; `events` holds what features need, with two covering
+indexes so that a past is read from a few neighbouring pages; both commit in one transaction.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from sqlite3 import Cursor
+from typing import Literal, Self
+
+import numpy as np
+
+from core.durable.journal import LOOKUP, SWEEP, Entry, Journal, KeyConflict
+from verticals.finance.fraud.features import Events
+from verticals.finance.fraud.store import (
+    Chunk,
+    Committed,
+    Decision,
+    Event,
+    LabelChange,
+    Loaded,
+    Past,
+    Replay,
+    Side,
+    Stale,
+    check_commit,
+    fresh_events,
+    late,
+    pending,
+    reused,
+    unknown,
+)
+
+STRIPES = 1 << 16
+"""Revisions kept in memory: cards that share one only cause a needless `Stale`."""
+
+SCHEMA = """
+CREATE TABLE events (seq INTEGER PRIMARY KEY, time INTEGER NOT NULL, customer INTEGER NOT NULL, terminal INTEGER NOT NULL,
+                     amount REAL NOT NULL, fraud INTEGER NOT NULL, extra BLOB) STRICT;
+CREATE INDEX events_customer ON events (customer, time, seq, terminal, amount, fraud);
+CREATE INDEX events_terminal ON events (terminal, time, seq, customer, amount, fraud);
+CREATE TABLE labels (seq INTEGER PRIMARY KEY, event INTEGER NOT NULL, before INTEGER NOT NULL, fraud INTEGER NOT NULL,
+                     known_at INTEGER NOT NULL) STRICT;
+CREATE TABLE versions (version INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, upto INTEGER NOT NULL) STRICT;
+CREATE TABLE states (version INTEGER NOT NULL, customer INTEGER NOT NULL, state BLOB NOT NULL,
+                     UNIQUE (version, customer)) STRICT;
+CREATE TABLE decisions (seq INTEGER PRIMARY KEY, time INTEGER NOT NULL, version TEXT NOT NULL, score REAL NOT NULL,
+                        decision TEXT NOT NULL, reasons BLOB NOT NULL, digest BLOB NOT NULL) STRICT;
+CREATE TABLE sources (source TEXT PRIMARY KEY, rows INTEGER NOT NULL) STRICT;
+CREATE TABLE totals (one INTEGER PRIMARY KEY CHECK (one = 0), count INTEGER NOT NULL, oldest INTEGER, newest INTEGER,
+                     floor INTEGER) STRICT;
+INSERT INTO totals VALUES (0, 0, NULL, NULL, NULL);
+"""
+
+INSERT = "INSERT INTO events VALUES (?, ?, ?, ?, ?, ?, ?)"
+PASTS: dict[Side, str] = {
+    "customer": "SELECT time, amount, terminal, fraud FROM events INDEXED BY events_customer "
+    "WHERE customer = ? AND time BETWEEN ? AND ? ORDER BY time, seq",
+    "terminal": "SELECT time, amount, customer, fraud FROM events INDEXED BY events_terminal "
+    "WHERE terminal = ? AND time BETWEEN ? AND ? ORDER BY time, seq",
+}
+FOREVER = 2**63 - 1
+
+
+class EmbeddedStore:
+    """`EventStore` in a file that survives restarts and crashes; one process has it open."""
+
+    def __init__(
+        self, path: Path | str, retention: int | None = None, *, synchronous: Literal["full", "normal"] = "full"
+    ) -> None:
+        """
+        Args:
+            retention: microseconds of event time that `forget()` keeps when it is not told a time.
+            synchronous: as in `Journal`.
+
+        Raises:
+            ArtifactError: the file is damaged, no store, or open in another process.
+        """
+        self.retention = retention
+        self._journal = Journal(path, schema=SCHEMA, layout="finance.fraud.store 1", synchronous=synchronous)
+        self._revisions = [0] * STRIPES
+        self._mutex = threading.RLock()
+
+    def answers(self, ids: Sequence[str]) -> dict[str, tuple[bytes, bytes | None]]:
+        return {id: (kept.digest, kept.answer) for id, kept in self._journal.answers(ids).items()}
+
+    def newest(self, customer: int) -> int | None:
+        time: int | None = self._journal.rows("SELECT max(time) FROM events WHERE customer = ?", (int(customer),))[0][0]
+        return time
+
+    def history(self, side: Side, code: int, since: int, *, until: int | None = None) -> Past:
+        revision = self._revisions[_stripe(side, code)]  # before the rows: a commit in between makes this past stale
+        rows = self._journal.rows(PASTS[side], (int(code), int(since), FOREVER if until is None else int(until)))
+        time, amount, other, fraud = zip(*rows, strict=True) if rows else ((), (), (), ())
+        return Past(
+            np.array(time, np.int64),
+            np.array(amount, np.float64),
+            np.array(other, np.int64),
+            np.array(fraud, np.int8),
+            revision,
+        )
+
+    def commit(
+        self,
+        events: Sequence[Event],
+        *,
+        states: Mapping[int, bytes] | None = None,
+        version: str | None = None,
+        decisions: Sequence[Decision] = (),
+        expected: Mapping[tuple[Side, int], int] | None = None,
+        upto: int | None = None,
+    ) -> list[Committed]:
+        check_commit(events, states, version, decisions)
+        with self._change() as (cursor, changed):
+            before = self._journal.last
+            known = self._journal.answers([event.id for event in events])
+            fresh = fresh_events(events, {id: (kept.digest, kept.answer) for id, kept in known.items()})
+            if fresh:
+                if any(self._revisions[_stripe(side, code)] != seen for (side, code), seen in (expected or {}).items()):
+                    raise Stale("a card's or terminal's past has changed since it was read")
+                self._check_order(fresh)
+                self._insert(cursor, fresh)
+                for event in fresh:
+                    changed += [("customer", event.customer), ("terminal", event.terminal)]
+                names = {event.id for event in fresh}
+                logged = [line for event, line in zip(events, decisions, strict=False) if event.id in names]
+                cursor.executemany("INSERT INTO decisions VALUES (NULL, ?, ?, ?, ?, ?, ?)", map(_plain, logged))
+            if version is not None and (fresh or not events):
+                self._keep_states(cursor, version, states or {}, fresh, before, upto)
+        numbers = iter(range(before + 1, before + 1 + len(fresh)))
+        return [
+            Committed(known[event.id].seq, known[event.id].answer, False)
+            if event.id in known
+            else Committed(next(numbers), event.answer, True)
+            for event in events
+        ]
+
+    def _check_order(self, fresh: Sequence[Event]) -> None:
+        floor: int | None = self._journal.rows("SELECT floor FROM totals")[0][0]
+        newest: dict[int, int] = {}
+        for event in fresh:
+            if event.customer not in newest:
+                found = [time for time in (self.newest(event.customer), floor) if time is not None]
+                newest[event.customer] = max(found, default=event.time)
+            if event.time < newest[event.customer]:
+                raise late(event.id, event.time, newest[event.customer])
+            newest[event.customer] = event.time
+
+    def _insert(self, cursor: Cursor, fresh: Sequence[Event]) -> None:
+        seqs = self._journal.append([Entry(e.id, e.digest, answer=e.answer, at=int(e.time)) for e in fresh])
+        cursor.executemany(
+            INSERT,
+            [
+                (seq, int(e.time), int(e.customer), int(e.terminal), float(e.amount), int(e.fraud), e.extra)
+                for seq, e in zip(seqs, fresh, strict=True)
+            ],
+        )
+        times = [int(event.time) for event in fresh]
+        _add_totals(cursor, len(fresh), min(times), max(times))
+
+    def _keep_states(
+        self,
+        cursor: Cursor,
+        version: str,
+        states: Mapping[int, bytes],
+        fresh: Sequence[Event],
+        before: int,
+        upto: int | None,
+    ) -> None:
+        cursor.execute("INSERT INTO versions VALUES (NULL, ?, 0) ON CONFLICT DO NOTHING", (version,))
+        number, complete = cursor.execute("SELECT version, upto FROM versions WHERE name = ?", (version,)).fetchone()
+        cursor.executemany(
+            "INSERT INTO states VALUES (?, ?, ?) ON CONFLICT (version, customer) DO UPDATE SET state = excluded.state",
+            [(number, int(customer), state) for customer, state in states.items()],
+        )
+        if upto is None and complete == before and all(event.customer in states for event in fresh):
+            upto = before + len(fresh)
+        if upto is not None:
+            cursor.execute("UPDATE versions SET upto = ? WHERE version = ?", (int(upto), number))
+
+    @contextmanager
+    def _change(self) -> Iterator[tuple[Cursor, list[tuple[Side, int]]]]:
+        """A transaction, and the list of pasts that it changes.
+
+        Revisions rise after the commit, so that who reads a new one reads the new rows too, and before the next writer.
+        """
+        changed: list[tuple[Side, int]] = []
+        with self._mutex:
+            with self._journal.transaction() as cursor:
+                yield cursor, changed
+            for stripe in {_stripe(side, code) for side, code in changed}:
+                self._revisions[stripe] += 1
+
+    def label(self, id: str, fraud: int, at: int) -> bool:
+        with self._change() as (cursor, changed):
+            row = cursor.execute(
+                "SELECT seq, customer, terminal, fraud FROM events WHERE seq = (SELECT seq FROM journal WHERE key = ?)",
+                (id,),
+            ).fetchone()
+            if row is None:
+                raise unknown(id)
+            seq, customer, terminal, before = row
+            if before == fraud:
+                return False
+            cursor.execute("UPDATE events SET fraud = ? WHERE seq = ?", (int(fraud), seq))
+            cursor.execute("INSERT INTO labels VALUES (NULL, ?, ?, ?, ?)", (seq, before, int(fraud), int(at)))
+            changed += [("customer", customer), ("terminal", terminal)]
+        return True
+
+    def labels_since(self, seq: int) -> list[LabelChange]:
+        rows = self._journal.rows(
+            "SELECT l.seq, j.key, e.time, e.customer, e.terminal, l.before, l.fraud, l.known_at FROM labels l "
+            "JOIN events e ON e.seq = l.event JOIN journal j ON j.seq = l.event WHERE l.seq > ? ORDER BY l.seq",
+            (seq,),
+        )
+        return [LabelChange(*row) for row in rows]
+
+    def states(self, version: str, customers: Sequence[int]) -> dict[int, bytes]:
+        found: dict[int, bytes] = {}
+        for start in range(0, len(customers), LOOKUP):
+            part = [int(customer) for customer in customers[start : start + LOOKUP]]
+            query = (
+                "SELECT customer, state FROM states WHERE version = (SELECT version FROM versions WHERE name = ?) "
+                f"AND customer IN ({','.join('?' * len(part))})"
+            )
+            found.update(self._journal.rows(query, (version, *part)))
+        return found
+
+    def versions(self) -> dict[str, int]:
+        return dict(self._journal.rows("SELECT name, upto FROM versions"))
+
+    def drop_states(self, version: str) -> None:
+        with self._journal.transaction() as cursor:
+            cursor.execute(
+                "DELETE FROM states WHERE version = (SELECT version FROM versions WHERE name = ?)", (version,)
+            )
+            cursor.execute("DELETE FROM versions WHERE name = ?", (version,))
+
+    def decisions(self, after: int = 0, *, size: int = 1000) -> Iterator[list[tuple[int, Decision]]]:
+        query = "SELECT * FROM decisions WHERE seq > ? ORDER BY seq LIMIT ?"
+        while rows := self._journal.rows(query, (after, size)):
+            yield [(seq, Decision(*line)) for seq, *line in rows]
+            after = rows[-1][0]
+
+    def replay(self, after: int = 0, *, size: int = 100_000, ids: bool = False) -> Iterator[Replay]:
+        query = (
+            "SELECT e.seq, e.time, e.customer, e.terminal, e.amount, e.fraud, e.extra"
+            + (", j.key FROM events e JOIN journal j ON j.seq = e.seq" if ids else " FROM events e")
+            + " WHERE e.seq > ? ORDER BY e.seq LIMIT ?"
+        )
+        while rows := self._journal.rows(query, (after, size)):
+            seq, time, customer, terminal, amount, fraud, extra, *names = zip(*rows, strict=True)
+            events = Events(
+                np.array(time, np.int64),
+                np.array(customer, np.int64),
+                np.array(terminal, np.int64),
+                np.array(amount, np.float64),
+                np.array(fraud, np.int8),
+            )
+            yield Replay(np.array(seq, np.int64), events, list(extra), list(names[0]) if ids else None)
+            after = rows[-1][0]
+
+    @property
+    def last(self) -> int:
+        return self._journal.last
+
+    def count(self) -> int:
+        return int(self._journal.rows("SELECT count FROM totals")[0][0])
+
+    def span(self) -> tuple[int, int] | None:
+        oldest, newest = self._journal.rows("SELECT oldest, newest FROM totals")[0]
+        return None if oldest is None else (oldest, newest)
+
+    def load(self, chunks: Iterable[Chunk], *, source: str, first: int = 0) -> Loaded:
+        total = Loaded()
+        for row, chunk, passed in pending(chunks, first, self.loaded(source)):
+            done = Loaded(rows=passed, resumed=passed)
+            if chunk.ids:
+                with self._mutex:
+                    with self._journal.transaction() as cursor:
+                        done = self._load(cursor, chunk)._replace(rows=passed + len(chunk.ids), resumed=passed)
+                        cursor.execute(
+                            "INSERT INTO sources VALUES (?, ?) ON CONFLICT DO UPDATE SET rows = excluded.rows",
+                            (source, row),
+                        )
+                    self._revisions = [revision + 1 for revision in self._revisions]
+            total = Loaded(*(a + b for a, b in zip(total, done, strict=True)))
+        return total
+
+    def _load(self, cursor: Cursor, chunk: Chunk) -> Loaded:
+        """Insert the rows that are not there yet."""
+        floor: int | None = self._journal.rows("SELECT floor FROM totals")[0][0]
+        kept = chunk if floor is None else chunk.rows(np.flatnonzero(chunk.events.time >= floor))
+        expired, before = len(chunk.ids) - len(kept.ids), self._journal.last
+        times = kept.events.time.tolist()
+        try:
+            seqs = self._journal.append(
+                [Entry(id, digest, at=time) for id, digest, time in zip(kept.ids, kept.digests(), times, strict=True)]
+            )
+        except KeyConflict as error:
+            raise reused(error.key) from error
+        numbers, places = np.unique(np.array(seqs, np.int64), return_index=True)
+        places = np.sort(places[numbers > before])
+        relabelled, fresh = 0, kept
+        if len(places) < len(seqs):
+            fresh = kept.rows(places)
+            known = np.setdiff1d(np.arange(len(seqs)), places)
+            relabelled = self._count_other_labels(
+                [seqs[place] for place in known.tolist()], kept.events.fraud[known].tolist()
+            )
+        if fresh.ids:
+            self._check_load_order(fresh)
+            columns = (column.tolist() for column in fresh.events)
+            rows = zip(
+                range(before + 1, before + 1 + len(fresh.ids)),
+                *columns,
+                fresh.extras or [None] * len(fresh.ids),
+                strict=True,
+            )
+            cursor.executemany(INSERT, rows)
+            _add_totals(cursor, len(fresh.ids), int(fresh.events.time[0]), int(fresh.events.time[-1]))
+        return Loaded(inserted=len(fresh.ids), known=len(seqs) - len(fresh.ids), relabelled=relabelled, expired=expired)
+
+    def _check_load_order(self, fresh: Chunk) -> None:
+        span = self.span()
+        if span is None or fresh.events.time[0] >= span[1]:
+            return
+        for place in np.unique(fresh.events.customer, return_index=True)[1].tolist():
+            newest = self.newest(int(fresh.events.customer[place]))
+            if newest is not None and fresh.events.time[place] < newest:
+                raise late(fresh.ids[place], int(fresh.events.time[place]), newest)
+
+    def _count_other_labels(self, seqs: Sequence[int], labels: Sequence[int]) -> int:
+        held: dict[int, int] = {}
+        for start in range(0, len(seqs), LOOKUP):
+            part = seqs[start : start + LOOKUP]
+            held.update(
+                self._journal.rows(f"SELECT seq, fraud FROM events WHERE seq IN ({','.join('?' * len(part))})", part)
+            )
+        return sum(held.get(seq, label) != label for seq, label in zip(seqs, labels, strict=True) if label >= 0)
+
+    def loaded(self, source: str) -> int:
+        rows = self._journal.rows("SELECT rows FROM sources WHERE source = ?", (source,))
+        return int(rows[0][0]) if rows else 0
+
+    def forget(self, before: int | None = None, *, keep_ids: int = 0) -> int:
+        span = self.span()
+        if before is None:
+            if self.retention is None:
+                raise ValueError("say before which time to forget, or make the store with a retention")
+            before = span[1] - self.retention if span else 0
+        with self._journal.transaction() as cursor:
+            cursor.execute("UPDATE totals SET floor = max(coalesce(floor, ?1), ?1)", (int(before),))
+        dropped, newest = 0, self.last
+        for start in range(self._journal.rows("SELECT coalesce(min(seq), 1) FROM events")[0][0] - 1, newest, SWEEP):
+            with self._journal.transaction() as cursor:
+                chosen = (start, min(start + SWEEP, newest), int(before))
+                inside = "SELECT seq FROM events WHERE seq > ? AND seq <= ? AND time < ?"
+                cursor.execute(f"DELETE FROM labels WHERE event IN ({inside})", chosen)
+                cursor.execute(f"DELETE FROM events WHERE seq IN ({inside})", chosen)
+                dropped += cursor.rowcount
+                cursor.execute("UPDATE totals SET count = count - ?", (cursor.rowcount,))
+        with self._journal.transaction() as cursor:
+            cursor.execute("UPDATE totals SET (oldest, newest) = (SELECT min(time), max(time) FROM events)")
+        self._journal.forget(int(before) - keep_ids)
+        return dropped
+
+    def verify(self) -> None:
+        """As `Journal.verify`."""
+        self._journal.verify()
+
+    def close(self) -> None:
+        self._journal.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+
+def _stripe(side: Side, code: int) -> int:
+    return hash((side, int(code))) % STRIPES
+
+
+def _plain(line: Decision) -> tuple[int, str, float, str, bytes, bytes]:
+    return int(line.time), line.version, float(line.score), line.decision, line.reasons, line.digest
+
+
+def _add_totals(cursor: Cursor, count: int, oldest: int, newest: int) -> None:
+    cursor.execute(
+        "UPDATE totals SET count = count + ?1, oldest = min(coalesce(oldest, ?2), ?2), newest = max(coalesce(newest, ?3), ?3)",
+        (count, oldest, newest),
+    )
