@@ -37,7 +37,9 @@ class TensorSpec:
             isinstance(want, str) or want == have for want, have in zip(self.shape, array.shape, strict=True)
         )
         if not fits or array.dtype != np.dtype(self.dtype):
-            raise ValueError(f"{self.name} is {array.dtype}{list(array.shape)}; allowed is {self.dtype}{list(self.shape)}")
+            raise ValueError(
+                f"{self.name} is {array.dtype}{list(array.shape)}; allowed is {self.dtype}{list(self.shape)}"
+            )
 
 
 class Step(NamedTuple):
@@ -95,9 +97,19 @@ class Predictor(Protocol):
 
 
 class Metrics(Protocol):
-    """Named figures with intervals, as `core.evaluation` makes them."""
+    """Figures with intervals of one split, as a record, as text and as a report."""
 
-    def record(self) -> dict[str, Any]: ...
+    @property
+    def text(self) -> str:
+        """For a terminal."""
+
+    def record(self) -> dict[str, Any]:
+        """JSON-able, with `figures` by name."""
+
+    def sections(
+        self, *, config: str, data: Mapping[str, Any], code: Mapping[str, Any], steps: Sequence[str]
+    ) -> Sequence[Any]:
+        """Sections of `core.evaluation.report`; `steps` are the lines of metrics.jsonl."""
 
 
 @dataclass(frozen=True)

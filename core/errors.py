@@ -3,6 +3,8 @@ allowed and what to do."""
 
 from __future__ import annotations
 
+from typing import Any
+
 
 class VerticalsError(Exception):
     """Any error whose message is meant for the user: the command prints it without a trace."""
@@ -14,6 +16,14 @@ class ConfigError(VerticalsError):
 
 class DataError(VerticalsError):
     """Input that cannot be used: names the file, row, column or field."""
+
+
+class Conflict(DataError):
+    """A request that contradicts what is known already. `details` go into a service's answer, as `newest_time=...`."""
+
+    def __init__(self, message: str, **details: Any) -> None:
+        super().__init__(message)
+        self.details = details
 
 
 class LeakError(DataError):

@@ -42,7 +42,9 @@ class Run:
     def open(cls, path: Path) -> Run:
         """Raises ArtifactError where the directory is no run."""
         if not (path / "config.yaml").is_file() or not (path / "code.json").is_file():
-            raise ArtifactError(f"{path} is no run directory (config.yaml and code.json are missing); give one that `verticals train` made")
+            raise ArtifactError(
+                f"{path} is no run directory (config.yaml and code.json are missing); give one that `verticals train` made"
+            )
         return cls(path)
 
     @property
@@ -62,7 +64,9 @@ class Run:
         try:
             return (self.path / name).read_text(encoding="utf-8")
         except FileNotFoundError:
-            raise ArtifactError(f"{self.path} has no {name}: the training did not finish; run it again or with --resume") from None
+            raise ArtifactError(
+                f"{self.path} has no {name}: the training did not finish; run it again or with --resume"
+            ) from None
 
     def read_json(self, name: str) -> dict[str, Any]:
         """Raises ArtifactError where the file is missing or no JSON object."""
@@ -88,7 +92,9 @@ def load_weights(model: torch.nn.Module, path: Path) -> None:
     except FileNotFoundError:
         raise ArtifactError(f"weights {path} are missing: train again or restore the file") from None
     except Exception as error:  # safetensors and torch raise several kinds for damage and for misfit
-        raise ArtifactError(f"weights {path} do not fit this model ({error}); they are damaged or of another application") from error
+        raise ArtifactError(
+            f"weights {path} do not fit this model ({error}); they are damaged or of another application"
+        ) from error
 
 
 def revision() -> dict[str, Any]:
@@ -101,7 +107,9 @@ def revision() -> dict[str, Any]:
 
     def git(*words: str) -> str | None:
         try:
-            answer = subprocess.run(["git", "-C", str(folder), *words], capture_output=True, text=True, timeout=10, check=True)
+            answer = subprocess.run(
+                ["git", "-C", str(folder), *words], capture_output=True, text=True, timeout=10, check=True
+            )
         except (OSError, subprocess.SubprocessError):
             return None
         return answer.stdout.strip()

@@ -12,7 +12,9 @@ from core.errors import ConfigError
 from pipelines.model import open_model
 
 
-def bench(application: str, *, version: str = "production", run: str | None = None, requests: int = 500) -> dict[str, Any]:
+def bench(
+    application: str, *, version: str = "production", run: str | None = None, requests: int = 500
+) -> dict[str, Any]:
     """Latency of the network's step for one item and throughput by batch, one thread, example arrays of the right shape.
 
     Raises:
@@ -41,11 +43,31 @@ def bench(application: str, *, version: str = "production", run: str | None = No
                 session(arrays)
                 times.append(time.perf_counter() - start)
             middle, high, highest = np.quantile(times[3:], (0.5, 0.95, 0.99)) * 1e3
-            rows.append({"batch": batch, "p50_ms": middle, "p95_ms": high, "p99_ms": highest, "per_second": batch / middle * 1e3})
+            rows.append(
+                {
+                    "batch": batch,
+                    "p50_ms": middle,
+                    "p95_ms": high,
+                    "p99_ms": highest,
+                    "per_second": batch / middle * 1e3,
+                }
+            )
     finally:
         torch.set_num_threads(threads)
     size = (model.path / "model.safetensors").stat().st_size
-    lines = [f"{model.version}: {size / 1e6:.2f} MB, loaded in {load_seconds:.2f} s, peak memory {peak_bytes() / 2**30:.2f} GiB, one thread"]
+    lines = [
+        f"{model.version}: {size / 1e6:.2f} MB, loaded in {load_seconds:.2f} s, peak memory {peak_bytes() / 2**30:.2f} GiB, one thread"
+    ]
     lines.append(f"{'batch':>8}{'p50 ms':>10}{'p95 ms':>10}{'p99 ms':>10}{'per second':>12}")
-    lines += [f"{r['batch']:>8}{r['p50_ms']:>10.3f}{r['p95_ms']:>10.3f}{r['p99_ms']:>10.3f}{r['per_second']:>12.0f}" for r in rows]
-    return {"version": model.version, "bytes": size, "load_seconds": load_seconds, "rows": rows, "machine": machine(), "text": "\n".join(lines)}
+    lines += [
+        f"{r['batch']:>8}{r['p50_ms']:>10.3f}{r['p95_ms']:>10.3f}{r['p99_ms']:>10.3f}{r['per_second']:>12.0f}"
+        for r in rows
+    ]
+    return {
+        "version": model.version,
+        "bytes": size,
+        "load_seconds": load_seconds,
+        "rows": rows,
+        "machine": machine(),
+        "text": "\n".join(lines),
+    }

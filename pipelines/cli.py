@@ -30,10 +30,18 @@ def parser() -> argparse.ArgumentParser:
 
     def configured(made: argparse.ArgumentParser) -> None:
         made.add_argument("--recipe", default="default", help="named configuration (default: default)")
-        made.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override one setting, e.g. fit.optim.lr=3e-4")
+        made.add_argument(
+            "--set",
+            action="append",
+            default=[],
+            metavar="KEY=VALUE",
+            help="override one setting, e.g. fit.optim.lr=3e-4",
+        )
 
     def versioned(made: argparse.ArgumentParser) -> None:
-        made.add_argument("--version", default="production", help="version or alias in the registry (default: production)")
+        made.add_argument(
+            "--version", default="production", help="version or alias in the registry (default: production)"
+        )
         made.add_argument("--run", metavar="DIR", help="a run directory instead of a registered version")
 
     verb("list", "the applications", application=False)
@@ -42,20 +50,31 @@ def parser() -> argparse.ArgumentParser:
     configured(data)
     what = data.add_mutually_exclusive_group(required=True)
     what.add_argument("--synthetic", metavar="OUT", help="write synthetic data with a known answer to this file")
-    what.add_argument("--check", metavar="FILE", help="read a file whole and say what is in it, or what is wrong with it")
+    what.add_argument(
+        "--check", metavar="FILE", help="read a file whole and say what is in it, or what is wrong with it"
+    )
     what.add_argument("--load-history", metavar="FILE", help="put a file's past into the service's store (resumable)")
     data.add_argument("--store", metavar="URL", help="the store to load into (default: the service's own)")
 
     train = verb("train", "train a model, evaluate it and register it")
     configured(train)
-    train.add_argument("--data", action="append", default=[], metavar="FILE", help="train on this file (default: the recipe's data)")
+    train.add_argument(
+        "--data", action="append", default=[], metavar="FILE", help="train on this file (default: the recipe's data)"
+    )
     train.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N (default: auto)")
     train.add_argument("--runs", default="runs", metavar="DIR", help="where run directories are made (default: runs)")
     train.add_argument("--resume", metavar="RUN", help="go on with this run directory")
     train.add_argument("--processes", type=int, default=1, metavar="N", help="data-parallel processes (default: 1)")
-    train.add_argument("--alias", default="candidate", choices=("candidate", "production", "none"), help="name the version gets in the registry; none: do not register (default: candidate)")
+    train.add_argument(
+        "--alias",
+        default="candidate",
+        choices=("candidate", "production", "none"),
+        help="name the version gets in the registry; none: do not register (default: candidate)",
+    )
 
-    evaluate = verb("evaluate", "figures with intervals, of a version on the data it was trained from or on another file")
+    evaluate = verb(
+        "evaluate", "figures with intervals, of a version on the data it was trained from or on another file"
+    )
     versioned(evaluate)
     evaluate.add_argument("-i", "--input", metavar="FILE", help="evaluate every labelled day of this file")
     evaluate.add_argument("--split", default="test", choices=("validation", "test"), help="which days (default: test)")
@@ -65,7 +84,13 @@ def parser() -> argparse.ArgumentParser:
     versioned(predict)
     predict.add_argument("-i", "--input", required=True, metavar="FILE")
     predict.add_argument("-o", "--output", required=True, metavar="FILE", help=".parquet, .csv or .jsonl")
-    predict.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="how to read the file, e.g. data.columns.amount=AMT")
+    predict.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="how to read the file, e.g. data.columns.amount=AMT",
+    )
 
     bench = verb("bench", "latency, throughput, size and memory of a version on this machine")
     versioned(bench)
@@ -74,13 +99,17 @@ def parser() -> argparse.ArgumentParser:
     release = verb("release", "versions and their names: promote one, or change its threshold, without a redeploy")
     release.add_argument("--version", help="the version to name; without it the versions are listed")
     release.add_argument("--alias", default="production", choices=("candidate", "production"))
-    release.add_argument("--threshold", type=float, help="decide at this score from now on (with --version or for the alias)")
+    release.add_argument(
+        "--threshold", type=float, help="decide at this score from now on (with --version or for the alias)"
+    )
 
     serve = verb("serve", "serve a vertical, e.g. `verticals serve finance`", application=False)
     serve.add_argument("vertical")
     serve.add_argument("--host", default="127.0.0.1")
     serve.add_argument("--port", type=int, default=3000)
-    serve.add_argument("--train-if-missing", action="store_true", help="train on synthetic data first where no version is registered")
+    serve.add_argument(
+        "--train-if-missing", action="store_true", help="train on synthetic data first where no version is registered"
+    )
     return top
 
 
@@ -97,7 +126,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
             result: Mapping[str, Any] = dict(APPLICATIONS)
         else:
-            result = getattr(import_module(f"pipelines.{verb}"), verb)(**{key.replace("set", "settings") if key == "set" else key: value for key, value in options.items()})
+            result = getattr(import_module(f"pipelines.{verb}"), verb)(
+                **{key.replace("set", "settings") if key == "set" else key: value for key, value in options.items()}
+            )
     except ConfigError as error:
         return _fail(error, as_json, 2)
     except VerticalsError as error:
@@ -117,3 +148,7 @@ def _fail(error: Exception, as_json: bool, code: int) -> int:
         print(json.dumps({"error": type(error).__name__, "message": str(error)}, ensure_ascii=False))
     print(f"{type(error).__name__}: {error}", file=sys.stderr)
     return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -36,7 +36,16 @@ def evaluate(
         data = model.app.data(model.config)
     evaluation = model.app.evaluate(model.predictor, data, split)
     if report:
-        code = Run(model.path).read_json("manifest.json")["code"] if run is None else Run(model.path).read_json("code.json")
+        code = (
+            Run(model.path).read_json("manifest.json")["code"]
+            if run is None
+            else Run(model.path).read_json("code.json")
+        )
         sections = evaluation.sections(config=model.config.to_yaml(), data=data.fingerprint, code=code, steps=[])
         write_report(Path(report), sections, title=f"{model.app.title}: {model.version}, {input or split}")
-    return {"version": model.version, "split": split, **evaluation.record(), "text": f"version  {model.version}\n{evaluation.text}"}
+    return {
+        "version": model.version,
+        "split": split,
+        **evaluation.record(),
+        "text": f"version  {model.version}\n{evaluation.text}",
+    }

@@ -23,7 +23,9 @@ class Model(NamedTuple):
     path: Path
 
 
-def open_model(application: str, *, version: str = "production", run: str | None = None, device: str = "cpu", **predictor: Any) -> Model:
+def open_model(
+    application: str, *, version: str = "production", run: str | None = None, device: str = "cpu", **predictor: Any
+) -> Model:
     """
     Args:
         version: version or alias in the registry; every file is checked against its hash.
@@ -43,4 +45,3 @@ def open_model(application: str, *, version: str = "production", run: str | None
         found = registry.resolve(application, version)
         path, name = found.path, found.version
     return Model(app, *build(app, path, name, device=device, **predictor), name, path)
-

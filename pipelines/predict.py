@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
@@ -45,7 +45,7 @@ class JsonLines:
         self._file.close()
 
 
-FORMATS = {
+FORMATS: dict[str, Callable[[Path, pa.Schema], Any]] = {
     ".parquet": lambda path, schema: pyarrow.parquet.ParquetWriter(path, schema),
     ".csv": lambda path, schema: pyarrow.csv.CSVWriter(path, schema),
     ".jsonl": lambda path, schema: JsonLines(path),
@@ -53,7 +53,13 @@ FORMATS = {
 
 
 def predict(
-    application: str, *, input: str, output: str, version: str = "production", run: str | None = None, settings: Sequence[str] = ()
+    application: str,
+    *,
+    input: str,
+    output: str,
+    version: str = "production",
+    run: str | None = None,
+    settings: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Scores the file `input` into `output` (.parquet, .csv or .jsonl).
 
@@ -93,7 +99,10 @@ def predict(
         "seconds": round(seconds, 2),
         "peak_gib": round(peak_bytes() / 2**30, 2),
     }
-    return {**result, "text": f"{rows} rows to {output} ({alerts} alerts) by version {model.version}, {seconds:.1f} s, peak memory {result['peak_gib']} GiB"}
+    return {
+        **result,
+        "text": f"{rows} rows to {output} ({alerts} alerts) by version {model.version}, {seconds:.1f} s, peak memory {result['peak_gib']} GiB",
+    }
 
 
 @contextmanager

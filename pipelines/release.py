@@ -9,7 +9,9 @@ from core.errors import ConfigError
 from verticals import APPLICATIONS
 
 
-def release(application: str, *, version: str | None = None, alias: str = "production", threshold: float | None = None) -> dict[str, Any]:
+def release(
+    application: str, *, version: str | None = None, alias: str = "production", threshold: float | None = None
+) -> dict[str, Any]:
     """Points `alias` at a version, or sets a version's threshold, or lists what there is.
 
     Args:
@@ -43,4 +45,7 @@ def release(application: str, *, version: str | None = None, alias: str = "produ
         names = ", ".join(row["aliases"]) or "-"
         override = "" if row["threshold"] is None else f"  threshold {row['threshold']:g}"
         lines.append(f"{row['version']}  {row['created']}  {names}{override}")
-    return {"versions": rows, "text": "\n".join(lines) or f"no version yet; make one with: verticals train {application}"}
+    return {
+        "versions": rows,
+        "text": "\n".join(lines) or f"no version yet; make one with: verticals train {application}",
+    }

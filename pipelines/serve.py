@@ -12,7 +12,9 @@ from core.errors import ArtifactError, ConfigError
 from verticals import APPLICATIONS
 
 
-def serve(vertical: str, *, host: str = "127.0.0.1", port: int = 3000, train_if_missing: bool = False) -> dict[str, Any]:
+def serve(
+    vertical: str, *, host: str = "127.0.0.1", port: int = 3000, train_if_missing: bool = False
+) -> dict[str, Any]:
     """Serves until stopped; the exit code is BentoML's.
 
     Raises:
@@ -31,7 +33,17 @@ def serve(vertical: str, *, host: str = "127.0.0.1", port: int = 3000, train_if_
             print(train(name, alias="production")["text"], file=sys.stderr)
         else:
             registry.resolve(name)
-    command = [sys.executable, "-m", "bentoml", "serve", f"verticals.{vertical}:svc", "--host", host, "--port", str(port)]
+    command = [
+        sys.executable,
+        "-m",
+        "bentoml",
+        "serve",
+        f"verticals.{vertical}:svc",
+        "--host",
+        host,
+        "--port",
+        str(port),
+    ]
     environment = {"BENTOML_DO_NOT_TRACK": "true", **os.environ}
     if os.name == "posix":
         sys.stderr.flush()

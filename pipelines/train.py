@@ -51,14 +51,18 @@ def train(
     app = load(application)
     if resume:
         if settings or data:
-            raise ConfigError("--resume goes on with the run's own configuration; leave out --set and --data, or train anew")
+            raise ConfigError(
+                "--resume goes on with the run's own configuration; leave out --set and --data, or train anew"
+            )
         run = Run.open(Path(resume))
         if run.application != application:
             raise ConfigError(f"{resume} is a run of {run.application}, not of {application}")
     else:
         if recipe not in app.recipes:
             raise ConfigError(f"{application} has no recipe {recipe!r}; there are: {', '.join(app.recipes)}")
-        config = app.recipes[recipe]().override([*settings, *([f"data.sources=[{', '.join(map(_quoted, data))}]"] if data else [])])
+        config = app.recipes[recipe]().override(
+            [*settings, *([f"data.sources=[{', '.join(map(_quoted, data))}]"] if data else [])]
+        )
         run = Run.create(Path(runs), application, config, recipe)
     print(f"run {run.path}", file=sys.stderr)
     if processes > 1:
@@ -115,6 +119,11 @@ def finish(app: Application, run: Run, config: Any, data: Any, task: torch.nn.Mo
         "peak_gib": round(peak_bytes() / 2**30, 2),
     }
     losses = [line for line in run.read_text("metrics.jsonl").splitlines() if line]
-    write_report(run.path / "report.html", evaluation.sections(config=config.to_yaml(), data=data.fingerprint, code=run.read_json("code.json"), steps=losses), title=f"{app.title}: {run.path.name}")
+    write_report(
+        run.path / "report.html",
+        evaluation.sections(
+            config=config.to_yaml(), data=data.fingerprint, code=run.read_json("code.json"), steps=losses
+        ),
+        title=f"{app.title}: {run.path.name}",
+    )
     run.write_json("report.json", record)
-

@@ -24,7 +24,14 @@ def free_port() -> int:
 def running_redis(folder: Path, port: int | None = None) -> Iterator[str]:
     """Starts the server, gives its URL, and ends it."""
     port = port or free_port()
-    options = {"port": port, "bind": "127.0.0.1", "dir": folder, "save": "", "appendonly": "yes", "appendfsync": "everysec"}
+    options = {
+        "port": port,
+        "bind": "127.0.0.1",
+        "dir": folder,
+        "save": "",
+        "appendonly": "yes",
+        "appendfsync": "everysec",
+    }
     command = ["redis-server", *(str(word) for name, value in options.items() for word in (f"--{name}", value))]
     with (folder / "redis.log").open("wb") as log, subprocess.Popen(command, stdout=log, stderr=log) as server:
         try:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -140,6 +139,3 @@ def test_recipes_are_complete_and_survive_their_record(name: str) -> None:
     for recipe in app.recipes.values():
         config = recipe()
         assert type(config).from_yaml(config.to_yaml()) == config
-
-
-os.environ.setdefault("OMP_NUM_THREADS", "2")

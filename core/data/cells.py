@@ -93,7 +93,7 @@ class Column:
 
 def iso(time: int) -> str:
     """Microseconds since 1970 UTC as ISO 8601 text."""
-    return f"{np.datetime64(time, 'us')}Z"
+    return f"{np.datetime64(int(time), 'us')}Z"
 
 
 def clock() -> int:
@@ -134,6 +134,24 @@ def convert_column(column: Column, raw: pa.ChunkedArray, *, latest: int) -> tupl
     places = np.full(len(values), len(rows))
     places[rows] = np.arange(len(rows))
     return pa.concat_arrays([parsed, pa.array([UNKNOWN[column.kind]], parsed.type)]).take(pa.array(places)), None
+
+
+def kind_of(raw: pa.ChunkedArray, decimal: Literal[".", ","] = ".") -> Kind:
+    """What kind of column raw cells look like: float, label (yes or no), time, and string for the rest."""
+    values = _flat(raw)
+    types = pa.types
+    if _is_text(values.type):
+        filled = pc.utf8_trim_whitespace(values.filter(pa.array(~_empty(values))))
+        try:
+            _parse(Column("", "float", "?", decimal=decimal), filled)
+        except pa.ArrowException:
+            return "string"
+        return "float" if len(filled) else "string"
+    if types.is_boolean(values.type):
+        return "label"
+    if types.is_timestamp(values.type) or types.is_date(values.type):
+        return "time"
+    return "float"
 
 
 class _Refused(Exception):
@@ -238,19 +256,18 @@ def _first_outside(column: Column, parsed: pa.Array, latest: int) -> Fault | Non
     if column.kind not in ("float", "int", "time") or not len(parsed):
         return None
     numbers = parsed.to_numpy(zero_copy_only=False)
-    low, high = column.minimum, float(latest) if column.kind == "time" else column.maximum
+    low, high = column.minimum, column.maximum if column.kind != "time" else latest
     bad = ~np.isfinite(numbers)
     bad |= numbers < low if low is not None else False
-    bad |= numbers > (latest if column.kind == "time" else high) if high is not None else False
+    bad |= numbers > high if high is not None else False
     if not bad.any():
         return None
     row = int(bad.argmax())
     value = numbers[row]
     if column.kind == "time":
-        return Fault(
-            row,
-            f"{iso(value)} lies in the future; allowed is up to {iso(latest)}: check the clock, the zone and the unit",
-        )
+        late = high is not None and value > high
+        where = f"in the future; allowed is up to {iso(latest)}" if late else f"before {iso(int(low or 0))}"
+        return Fault(row, f"{iso(value)} lies {where}: check the clock, the zone and the unit")
     if not np.isfinite(value):
         return Fault(row, f"{column.shown(value)} is not finite; allowed is {column.expected}")
     limits = " and ".join(

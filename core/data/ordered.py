@@ -2,7 +2,8 @@
 
 One pass reads and checks every row into a DuckDB table, which holds at most `memory_mb` and puts the rest into a
 temporary folder that is removed at the end. Only then is the first row given: either everything is sound, or nothing
-is. Keys are compared as text, not by a hash. Rows of equal time keep the order of the sources.
+is. Keys are compared as text, not by a hash. Rows of equal time keep the order of the sources. Rows that are the same
+in all columns as an earlier one are left out and counted in `repeats`; a key with other content is an error.
 """
 
 from __future__ import annotations
@@ -28,6 +29,12 @@ from core.errors import CapacityError, ConfigError, DataError
 
 INSERT_BYTES = 1 << 25
 """Rows are handed to DuckDB in pieces of about this size: many small ones are three times slower."""
+
+HISTOGRAM_CELLS = 4096
+"""Into how many cells a span of time is counted, to cut it into ranges that can be sorted."""
+
+SORT_SHARE = 0.25
+"""Part of the memory that the rows of a range may take while they are sorted."""
 
 _SQL_TYPES = {"string": "VARCHAR", "float": "DOUBLE", "int": "BIGINT", "label": "TINYINT", "time": "BIGINT"}
 
@@ -60,6 +67,9 @@ class Ordered:
         several = [sources] if isinstance(sources, str | Path | Source) else list(sources)
         if not several:
             raise ConfigError("no source given; name at least one file or database table")
+        if memory_mb < 64:
+            raise ConfigError(f"memory_mb {memory_mb}; allowed is at least 64")
+        self._memory = memory_mb << 20
         self.sources = [Source.of(source) for source in several]
         self.schema = schema
         self.rows = 0
@@ -107,6 +117,7 @@ class Ordered:
         self._starts: list[int] = []
         newest = None
         waiting: list[pa.Table] = []
+        size = 0
         for source in self.sources:
             self._starts.append(self.rows)
             for chunk in read(source, self.schema, now=now):
@@ -118,12 +129,14 @@ class Ordered:
                 place = pa.array(np.arange(self.rows, self.rows + len(chunk)))
                 waiting.append(chunk.add_column(0, "place", place))
                 self.rows += len(chunk)
+                size += chunk.nbytes
                 if sum(part.nbytes for part in waiting) > INSERT_BYTES:
                     self._insert(waiting)
                     waiting = []
                 if progress is not None:
                     progress(self.rows)
         self._insert(waiting)
+        self._sortable = max(CHUNK_ROWS, int(SORT_SHARE * self._memory * self.rows / max(1, size)))
 
     def _insert(self, chunks: list[pa.Table]) -> None:
         if chunks:
@@ -133,7 +146,7 @@ class Ordered:
 
     def _check_keys(self) -> None:
         """Leaves out exact repeats. Raises DataError at a key that comes back with other content."""
-        self._leave_out = ""
+        self._kept = "true"
         if self.schema.key is None:
             return
         key = _quoted(self.schema.key)
@@ -160,23 +173,56 @@ class Ordered:
             )
         (self.repeats,) = self._connection.execute("SELECT count(*) FROM later").fetchone() or (0,)
         self.rows -= self.repeats
-        self._leave_out = "WHERE place NOT IN (SELECT place FROM later)" if self.repeats else ""
+        if self.repeats:
+            self._kept = "place NOT IN (SELECT place FROM later)"
 
     def _where(self, place: int) -> str:
         source = bisect_right(self._starts, place) - 1
         return f"{self.sources[source].name}: row {place - self._starts[source] + 1}"
 
     def chunks(self, rows: int = CHUNK_ROWS) -> Iterator[pa.Table]:
-        """The rows in time order (in the order of the sources where the schema has no time), in canonical columns."""
-        order = f"ORDER BY {_quoted(self.schema.time)}, place" if self.schema.time and not self.sorted else ""
+        """The rows in time order (in the order of the sources where the schema has no time), in canonical columns.
+
+        What is not in order is sorted one range of time after the other, each small enough for the memory allowed.
+        """
+        if self.schema.time is None or self.sorted:
+            yield from self._select(rows, self._kept, "")
+            return
+        time = _quoted(self.schema.time)
+        low, high = self._connection.execute(f"SELECT min({time}), max({time}) + 1 FROM rows").fetchall()[0]
+        for start, stop in self._ranges(time, low, high):
+            order = f"ORDER BY {time}, place" if stop - start > 1 else ""
+            yield from self._select(rows, f"{self._kept} AND {time} >= {start} AND {time} < {stop}", order)
+
+    def _select(self, rows: int, where: str, order: str) -> Iterator[pa.Table]:
+        types = pa.schema([(column.name, CANONICAL[column.kind]) for column in self.schema.columns])
         cursor = self._connection.cursor()
         try:
-            reader = cursor.sql(f"SELECT {self._columns} FROM rows {self._leave_out} {order}").to_arrow_reader(rows)
-            types = pa.schema([(column.name, CANONICAL[column.kind]) for column in self.schema.columns])
-            for batch in reader:
+            query = f"SELECT {self._columns} FROM rows WHERE {where} {order}"
+            for batch in cursor.sql(query).to_arrow_reader(rows):
                 yield pa.Table.from_batches([batch]).cast(types)
         finally:
             cursor.close()
+
+    def _ranges(self, time: str, low: int, high: int) -> Iterator[tuple[int, int]]:
+        """Ranges [start, stop) of time in order; each is one instant, or has few enough rows to be sorted."""
+        width = -(-(high - low) // HISTOGRAM_CELLS)
+        cells = self._connection.execute(
+            f"SELECT ({time} - {low}) // {width} AS cell, count(*) FROM rows "
+            f"WHERE {time} >= {low} AND {time} < {high} GROUP BY cell ORDER BY cell"
+        ).fetchall()
+        start, held = low, 0
+        for cell, count in cells:
+            first = low + cell * width
+            if held and held + count > self._sortable:
+                yield start, first
+                start, held = first, 0
+            held += count
+            if count > self._sortable:
+                yield from self._ranges(time, first, min(first + width, high)) if width > 1 else [(first, first + 1)]
+                start, held = first + width, 0
+        if held:
+            yield start, high
 
     def fingerprint(self) -> dict[str, Any]:
         """What identifies the data: sources, rows, span and a hash of the content in time order."""

@@ -117,7 +117,7 @@ def read_csv(path: Path, schema: Schema, *, delimiter: str = ",") -> Iterator[Ra
 
 def _csv_plain(text: _Text, block: bytes, header: list[str], schema: Schema, delimiter: str) -> Raw | None:
     """A block without quotes, where each line that is not blank is a row. None where Arrow finds a fault in it."""
-    known = [column.header for column in schema.columns if column.header in header]
+    known = [column.header for column in schema.wanted(header)]
     try:
         table = pyarrow.csv.read_csv(
             pa.py_buffer(block),
@@ -189,11 +189,12 @@ def read_json_lines(path: Path, schema: Schema) -> Iterator[Raw]:
                     continue
                 where = f"{path}: row {rows + len(objects) + 1} (line {place})"
                 value = _json_object(line.removeprefix("\ufeff") if place == 1 else line, where)
-                if rows + len(objects) == 0 or not (schema.ignore_extra or value.keys() <= known):
+                if rows + len(objects) == 0 or not (schema.ignore_extra or not schema.columns or value.keys() <= known):
                     schema.check_headers([*value], where)
                 objects.append(value)
                 lines.append(place)
-            table = text_table(objects, schema.columns, f"{path}: row", rows + 1)
+            columns = schema.columns or schema.wanted(list(dict.fromkeys(key for value in objects for key in value)))
+            table = text_table(objects, columns, f"{path}: row", rows + 1)
             rows += len(objects)
             yield Raw(table, lines.__getitem__)
     if not rows:
@@ -221,7 +222,7 @@ def read_parquet(path: Path, schema: Schema, *, rows: int = 65_536) -> Iterator[
         with pyarrow.parquet.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20) as file:
             names = file.schema_arrow.names
             schema.check_headers(names, str(path))
-            wanted = [column.header for column in schema.columns if column.header in names]
+            wanted = [column.header for column in schema.wanted(names)]
             for batch in file.iter_batches(rows, columns=wanted, use_threads=False):
                 yield Raw(pa.Table.from_batches([batch]))
     except (pa.ArrowException, OSError) as error:

@@ -22,6 +22,7 @@ class Schema:
     """The columns of a table, which one is the time and which one the key, and which others may be there."""
 
     columns: tuple[Column, ...]
+    """Without any, a reader gives every column as it finds it: that is how the kinds of an unknown table are inferred."""
     time: str | None = None
     """Logical column that orders the rows."""
     key: str | None = None
@@ -72,11 +73,17 @@ class Schema:
         if twice := sorted({header for header in found if list(found).count(header) > 1}):
             raise DataError(f"{source}: column {', '.join(twice)} is there twice; every column needs a name of its own")
         extra = [header for header in found if header not in wanted and header not in self.ignore]
-        if extra and not self.ignore_extra:
+        if extra and self.columns and not self.ignore_extra:
             raise DataError(
                 f"{source}: unexpected column {', '.join(extra)}; allowed are {', '.join(wanted)}; "
                 f"pass ignore={tuple(extra)!r} to leave it out, or ignore_extra=True for any"
             )
+
+    def wanted(self, found: Sequence[str]) -> tuple[Column, ...]:
+        """The columns to read from a source that has these."""
+        if not self.columns:
+            return tuple(Column(header, "string", gaps=True) for header in found if header not in self.ignore)
+        return tuple(column for column in self.columns if column.header in found)
 
     def convert(self, raw: pa.Table, *, now: int) -> tuple[pa.Table, Fault | None]:
         """Canonical columns of one chunk, and the fault of its earliest bad row.

@@ -7,14 +7,16 @@ table or query: `postgresql+psycopg://user@host/bank::transactions`. Time order 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
-from core.data.cells import clock
+from core.data.cells import Column, Kind, clock, kind_of
 from core.data.readers import Raw, read_csv, read_json_lines, read_parquet
 from core.data.schema import Schema
 from core.errors import ConfigError, DataError
@@ -34,9 +36,10 @@ class Source:
     uri: str
     """A path, or a SQLAlchemy URL."""
     table: str | None = None
-    """Table of the database: `name` or `schema.name`."""
+    """Table of the database: `name` or `schema.name`. It has no order of its own: where rows of equal time must keep
+    theirs, write a query."""
     query: str | None = None
-    """Or a SELECT, whose order decides between rows of equal time."""
+    """Or a SELECT; its ORDER BY decides between rows of equal time."""
     delimiter: str = ","
     """Between the fields of a CSV file."""
     decimal: Literal[".", ","] = "."
@@ -102,6 +105,46 @@ def read(
             yield table.slice(start, rows)
     if not done:
         raise DataError(f"{name}: has columns but no rows; allowed is at least one row")
+
+
+def infer(
+    source: str | Path | Source, *, time: str | None = None, key: str | None = None, ignore: Sequence[str] = ()
+) -> Schema:
+    """The schema of a table nobody described, from its first chunk: numbers, yes or no, and everything else as text.
+
+    Args:
+        time: column that holds the time.
+        key: column whose values are unique.
+        ignore: columns to leave out.
+    """
+    source = Source.of(source)
+    raw = next(_raw(source, Schema((), ignore=tuple(ignore)), CHUNK_ROWS), None)
+    if raw is None:
+        raise DataError(f"{source.name}: has columns but no rows; allowed is at least one row")
+    kinds: dict[str, Kind] = {name: kind_of(raw.table.column(name), source.decimal) for name in raw.table.column_names}
+    kinds |= {name: kind for name, kind in ((time, "time"), (key, "string")) if name is not None}  # type: ignore[misc]
+    columns = tuple(Column(name, kind, gaps=kind == "string" and name != key) for name, kind in kinds.items())
+    return Schema(columns, time=time, key=key, ignore=tuple(ignore))
+
+
+def read_table(
+    sources: Sequence[str | Path | Source], *, time: str | None = None, ignore: Sequence[str] = ()
+) -> dict[str, NDArray[Any]]:
+    """Sources with the same columns as one table in memory: float64, int8 for yes or no, int64 time, or str.
+
+    Raises:
+        DataError: the first fault of any row; the kinds are those of the first source's first chunk.
+    """
+    if not sources:
+        raise ConfigError("no source given; name at least one file or database table")
+    schema = infer(sources[0], time=time, ignore=ignore)
+    table = pa.concat_tables(chunk for source in sources for chunk in read(source, schema))
+    return {
+        column.name: np.array(table.column(column.name).to_pylist(), dtype=object)
+        if column.kind == "string"
+        else table.column(column.name).to_numpy()
+        for column in schema.columns
+    }
 
 
 def _raw(source: Source, schema: Schema, rows: int) -> Iterator[Raw]:

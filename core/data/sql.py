@@ -17,7 +17,9 @@ from core.errors import DataError
 
 def database_name(uri: str) -> str:
     """The URL without user, password and options. Raises DataError where it is none."""
-    return _url(uri).set(username=None, password=None, query={}).render_as_string(hide_password=True)
+    url = _url(uri)
+    bare = URL.create(url.drivername, host=url.host, port=url.port, database=url.database)
+    return bare.render_as_string(hide_password=True)
 
 
 def read_sql(uri: str, statement: str, schema: Schema, *, is_table: bool, rows: int = 65_536) -> Iterator[Raw]:
@@ -53,9 +55,9 @@ def read_sql(uri: str, statement: str, schema: Schema, *, is_table: bool, rows: 
             headers = list(result.keys())
             schema.check_headers(headers, source)
             done = 0
-            for partition in result.partitions():
+            for partition in result.partitions(rows):
                 records = [dict(zip(headers, row, strict=True)) for row in partition]
-                yield Raw(text_table(records, schema.columns, f"{source}: row", done + 1))
+                yield Raw(text_table(records, schema.columns or schema.wanted(headers), f"{source}: row", done + 1))
                 done += len(records)
     except sqlalchemy.exc.SQLAlchemyError as error:
         raise DataError(f"{source}: {_reason(error, url)}") from None

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+from torch.multiprocessing.spawn import start_processes
 
 
 def launch(function: Callable[..., Any], world_size: int, *args: Any) -> None:
@@ -21,7 +21,7 @@ def launch(function: Callable[..., Any], world_size: int, *args: Any) -> None:
     """
     with tempfile.TemporaryDirectory() as folder:
         store = os.path.join(folder, "rendezvous")
-        mp.start_processes(_entry, (function, world_size, store, args), nprocs=world_size, start_method="spawn")
+        start_processes(_entry, (function, world_size, store, args), nprocs=world_size, start_method="spawn")  # type: ignore[no-untyped-call]
 
 
 def _entry(rank: int, function: Callable[..., Any], world_size: int, store: str, args: tuple[Any, ...]) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from core.durable.database import Database
-from core.errors import DataError
+from core.errors import Conflict
 
 LAYOUT = "journal 1"
 """Name and version of the tables below."""
@@ -32,7 +32,7 @@ INSERT INTO journal_state VALUES (0, 0);
 """
 
 
-class KeyConflict(DataError):
+class KeyConflict(Conflict):
     """An idempotency key came back with another content."""
 
     def __init__(self, key: str) -> None:

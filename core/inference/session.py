@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
@@ -30,9 +30,8 @@ class TorchSession:
             model: a `Network` that is a module; it is put into evaluation mode and onto `device` (default: CPU).
         """
         self._device = device or torch.device("cpu")
-        self._model: Any = model.to(self._device).eval()
-        self.inputs: tuple[TensorSpec, ...] = self._model.inputs
-        self.outputs: tuple[TensorSpec, ...] = self._model.outputs
+        self._model = cast(Network, model.to(self._device).eval())
+        self.inputs, self.outputs = self._model.inputs, self._model.outputs
 
     def __call__(self, arrays: Mapping[str, NDArray[Any]]) -> Arrays:
         """
@@ -45,6 +44,8 @@ class TorchSession:
         for spec in self.inputs:
             spec.check(arrays[spec.name])
         with torch.inference_mode():
-            tensors = [torch.from_numpy(np.ascontiguousarray(arrays[spec.name])).to(self._device) for spec in self.inputs]
+            tensors = [
+                torch.from_numpy(np.ascontiguousarray(arrays[spec.name])).to(self._device) for spec in self.inputs
+            ]
             results = self._model(*tensors)
         return {spec.name: result.cpu().numpy() for spec, result in zip(self.outputs, results, strict=True)}

@@ -27,7 +27,7 @@ class RecallState(NamedTuple):
     """[B, T, H] float32, the last T hidden states, oldest first; the newest `count` of them are real."""
     times: Tensor
     """[B, T] float64, days, when they arose."""
-    count: Tensor
+    count: Tensor  # type: ignore[assignment]  # tuples have a method of that name
     """[B] int64, how many states the memory holds, at most T."""
 
     def detach(self) -> RecallState:

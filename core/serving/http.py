@@ -22,8 +22,9 @@ import os
 import re
 import uuid
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from http import HTTPStatus
+from types import MappingProxyType
 from typing import Any
 
 # private names of BentoML: tests/core/serving/test_bentoml.py holds them
@@ -43,9 +44,9 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from core.durable.journal import KeyConflict
-from core.errors import ArtifactError, CapacityError, DataError
+from core.errors import ArtifactError, CapacityError, Conflict, DataError
 from core.monitoring import metrics
+from core.registry import keep_private
 from core.serving.batcher import Overloaded
 from core.serving.logs import discreet, where
 
@@ -56,15 +57,8 @@ MAX_FIELDS = 50
 
 _REQUEST_ID = re.compile(r"(?!\d{12,19}$)[A-Za-z0-9._-]{1,64}")  # no number that could be a card's
 _EXCHANGE = "verticals.exchange"
+_AROUND = "a layer around the endpoints"
 logger = logging.getLogger(__name__)
-
-
-class Conflict(DataError):
-    """A request that the state refuses: 409. `details` become members of the error, as `newest_time=...`."""
-
-    def __init__(self, message: str, **details: Any) -> None:
-        super().__init__(message)
-        self.details = details
 
 
 @dataclass(frozen=True)
@@ -115,8 +109,6 @@ def of_error(error: Exception) -> Problem:
     match error:
         case Conflict():
             return Problem(409, "conflict", str(error), details=error.details)
-        case KeyConflict():
-            return Problem(409, "conflict", str(error))
         case DataError():
             return Problem(422, "unusable_data", str(error))
         case Overloaded():
@@ -227,14 +219,15 @@ class Door:
                 if message["status"] >= 400:
                     exchange.replaced = True
                     problem = exchange.problem or of_status(message["status"])
-                    await self._refuse(problem, exchange, scope, receive, send, allow=head.get("allow"))
+                    kept = {name: value for name, value in head.items() if not name.startswith("content-")}
+                    await self._refuse(problem, exchange, scope, receive, send, kept=kept)
                     return
                 head["X-Request-ID"] = exchange.request_id
             await send(message)
 
         length = headers.get("content-length", "")
         if not allowed:
-            refusal = Problem(*(401, *_BY_STATUS[401]), headers={"WWW-Authenticate": "Bearer"})
+            refusal = replace(of_status(401), headers={"WWW-Authenticate": "Bearer"})
             await self._refuse(refusal, exchange, scope, receive, send)
         elif length.isdecimal() and int(length) > self._body_limit:
             await self._refuse(Problem(413, "too_large", self._limit_text()), exchange, scope, receive, send)
@@ -242,14 +235,15 @@ class Door:
             try:
                 await self._app(scope, limited, enveloped)
             except Exception as error:  # the process's edge; the head may be out already: then the connection is cut
-                problem = _recorded(error, exchange, scope)
+                problem = _recorded(error, exchange, _AROUND)
                 if not exchange.started:
                     await self._refuse(problem, exchange, scope, receive, send)
 
     def _has_key(self, headers: Headers) -> bool:
         if not self._keys:
             return True
-        given = headers.get("x-api-key") or headers.get("authorization", "").removeprefix("Bearer ")
+        scheme, _, token = headers.get("authorization", "").partition(" ")
+        given = headers.get("x-api-key") or (token if scheme.lower() == "bearer" else "")
         digest = hashlib.sha256(given.encode()).digest()
         return any([hmac.compare_digest(digest, key) for key in self._keys])  # a list: every key is compared
 
@@ -264,21 +258,22 @@ class Door:
         receive: Receive,
         send: Send,
         *,
-        allow: str | None = None,
+        kept: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
+        """Sends the envelope; `kept` are headers of the answer that it takes the place of."""
         metrics.refused(self._service, problem.code)
         response = problem.response(exchange.request_id)
-        if allow:
-            response.headers["Allow"] = allow
+        for name, value in kept.items():
+            response.headers.setdefault(name, value)
         await response(scope, receive, send)
 
 
-def _recorded(error: Exception, exchange: _Exchange, scope: Scope) -> Problem:
+def _recorded(error: Exception, exchange: _Exchange, place: str) -> Problem:
     """The problem of an exception, kept for the answer; failures of ours are logged, without any value."""
     problem = exchange.problem = of_error(error)
     if problem.status >= 500:
         reason = str(error) if isinstance(error, ArtifactError) else where(error)
-        logger.error("request %s to %s failed:\n%s", exchange.request_id, scope.get("path"), reason)
+        logger.error("request %s failed in %s:\n%s", exchange.request_id, place, reason)  # its path may hold a value
     return problem
 
 
@@ -295,7 +290,7 @@ class _Caught:
             exchange = scope.get(_EXCHANGE)
             if exchange is None or exchange.started:
                 raise
-            await Response(status_code=_recorded(error, exchange, scope).status)(scope, receive, send)
+            await Response(status_code=_recorded(error, exchange, _AROUND).status)(scope, receive, send)
 
 
 class _KnownPathsMetrics(RunnerTrafficMetricsMiddleware):
@@ -322,9 +317,9 @@ class _AppFactory(ServiceAppFactory):  # type: ignore[misc]  # BentoML's private
             if error.title == (spec.model_config.get("title") or spec.__name__):
                 exchange.problem = of_input(error)
             else:  # of an answer, or of the endpoint's own making: not the client's fault
-                _recorded(error, exchange, request.scope)
+                _recorded(error, exchange, f"endpoint {name}")
         except Exception as error:
-            _recorded(error, exchange, request.scope)
+            _recorded(error, exchange, f"endpoint {name}")
         return exchange.problem.response(exchange.request_id)  # type: ignore[union-attr]
 
     @property
@@ -353,7 +348,7 @@ class GuardedService(Service[Any]):  # type: ignore[misc]
 
     def __attrs_post_init__(self) -> None:
         super().__attrs_post_init__()
-        os.environ.setdefault("BENTOML_DO_NOT_TRACK", "True")  # a service tells nobody that it runs
+        keep_private()
         self.config.setdefault("logging", {"access": {"enabled": False}})
         _keys()
 

@@ -142,7 +142,12 @@ class Loader(Generic[Model]):
             threshold = registry.thresholds(self.application).get(version)
             if threshold != live.threshold:
                 self._live = replace(live, version=replace(live.version, threshold=threshold))
-                logger.info("%s %s: threshold is now %s", self.application, version, threshold or "the model's own")
+                logger.info(
+                    "%s %s: threshold is now %s",
+                    self.application,
+                    version,
+                    "the model's own" if threshold is None else threshold,
+                )
                 if threshold is not None:
                     metrics.threshold_set(self.application, version, threshold)
             return

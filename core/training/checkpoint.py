@@ -34,4 +34,6 @@ class Checkpointer:
         try:
             return dict(torch.load(self.path, map_location="cpu", weights_only=True))
         except Exception as error:
-            raise ArtifactError(f"checkpoint {self.path} cannot be read ({error}); delete it to train from the start") from error
+            raise ArtifactError(
+                f"checkpoint {self.path} cannot be read ({error}); delete it to train from the start"
+            ) from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -40,14 +41,16 @@ class Log:
         self._progress.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._progress.stop()
         if self._file:
             self._file.close()
 
-    def step(self, step: int, loss: float, *, total: int, **values: float) -> None:
+    def step(self, step: int, loss: float, values: Mapping[str, float], *, total: int) -> None:
         """Records one step; a loss that is not finite is recorded as null."""
-        record = {"step": step, "loss": loss, **values}
+        record = {**values, "step": step, "loss": loss}
         self.records.append(record)
         self._progress.update(self._bar, completed=step, total=total, note=f"loss {loss:.4f}")
         if self._file:

@@ -34,7 +34,15 @@ class FitConfig(Config):
     """Seed of dropout and initial weights; batches are seeded by the data."""
 
 
-def fit(task: nn.Module, data: Data, config: FitConfig, *, strategy: Strategy, log: Log, checkpointer: Checkpointer | None = None) -> None:
+def fit(
+    task: nn.Module,
+    data: Data,
+    config: FitConfig,
+    *,
+    strategy: Strategy,
+    log: Log,
+    checkpointer: Checkpointer | None = None,
+) -> None:
     """Trains `task` in place; afterwards it holds the weights that ship.
 
     Every epoch is seeded by its number, so resuming after a finished epoch equals never stopping.
@@ -44,7 +52,7 @@ def fit(task: nn.Module, data: Data, config: FitConfig, *, strategy: Strategy, l
     """
     policy = PrecisionPolicy(config.precision, strategy.device)
     if config.compile:
-        task.model.compile()  # type: ignore[operator]  # nn.Module.compile keeps names of parameters as they are
+        task.model.compile()  # type: ignore[union-attr]  # nn.Module.compile keeps names of parameters as they are
     module = strategy.wrap(task)
     optimizer = optimizer_of(task, config.optim)
     average = WeightAverage(task, config.optim.average) if config.optim.average else None
@@ -76,7 +84,9 @@ def fit(task: nn.Module, data: Data, config: FitConfig, *, strategy: Strategy, l
                 loss, logs = module(_to(batch, strategy.device))
             mean = strategy.mean(loss)
             if mean != mean or mean in (float("inf"), float("-inf")):
-                raise DataError(f"the loss of step {step} is {mean}; lower fit.optim.lr, or look for extreme values in the data")
+                raise DataError(
+                    f"the loss of step {step} is {mean}; lower fit.optim.lr, or look for extreme values in the data"
+                )
             policy.scaler.scale(loss).backward()
             policy.scaler.unscale_(optimizer)
             nn.utils.clip_grad_norm_(task.parameters(), config.optim.clip_norm)
@@ -85,7 +95,8 @@ def fit(task: nn.Module, data: Data, config: FitConfig, *, strategy: Strategy, l
             step += 1
             if average:
                 average.update(task)
-            log.step(step, mean, epoch=epoch, total=total, lr=optimizer.param_groups[0]["lr"], **{k: float(v) for k, v in logs.items()})
+            values = {name: float(value) for name, value in logs.items()}
+            log.step(step, mean, {**values, "epoch": epoch, "lr": optimizer.param_groups[0]["lr"]}, total=total)
         if checkpointer and strategy.rank == 0:
             checkpointer.save(
                 {

@@ -68,6 +68,13 @@ def test_bentoml_knows_it_too(run: Path) -> None:
     assert bentoml.models.get(f"{NAME}:latest", _model_store=store).tag.version == versions[-1]
 
 
+def test_a_damaged_version_does_not_hide_the_others(run: Path, caplog: pytest.LogCaptureFixture) -> None:
+    good, bad = registry.register(run, NAME), registry.register(run, NAME)
+    (registry.store() / NAME / bad / "manifest.json").write_text("{")
+    assert [version.version for version in registry.versions(NAME)] == [good]
+    assert bad in caplog.text
+
+
 def test_versions_are_short_unique_and_sort_by_age(run: Path) -> None:
     names = [registry.register(run, NAME) for _ in range(3)]
     assert len(set(names)) == 3
@@ -248,7 +255,9 @@ def test_a_version_in_use_is_not_deleted(run: Path) -> None:
     registry.delete(NAME, second)
     assert [version.version for version in registry.versions(NAME)] == [first]
     assert registry.thresholds(NAME) == {}
-    for name in (second, "production", "../x"):
+    with pytest.raises(ArtifactError, match=f"production is an alias; give the version itself, {first}"):
+        registry.delete(NAME, "production")
+    for name in (second, "../x"):
         with pytest.raises(ArtifactError, match="has no"):
             registry.delete(NAME, name)
 

@@ -13,9 +13,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import bentoml
+from bentoml.exceptions import BentoMLException
 from pydantic import BaseModel, Field
 
-from core.errors import DataError
+from core.errors import DataError, VerticalsError
 from core.monitoring import metrics
 from core.serving.batcher import Batcher
 from core.serving.http import GuardedService, of_error
@@ -25,6 +26,7 @@ from verticals.finance.fraud.requests import Decision, Feedback, Transaction
 if TYPE_CHECKING:
     from core.registry import Version
     from verticals.finance.fraud.predictor import FraudPredictor
+    from verticals.finance.fraud.store import EventStore
 
 APPLICATION = "finance.fraud"
 MAX_BATCH = 10_000
@@ -39,7 +41,7 @@ class Refusal(BaseModel):
 
     transaction_id: str
     error: str = Field(description="What is wrong, and what to do.")
-    code: Literal["conflict", "unusable_data"]
+    code: str = Field(description="`conflict` or `unusable_data`, as in the error of a single request.")
 
 
 class BatchAnswer(BaseModel):
@@ -62,10 +64,8 @@ class Finance:
     def __init__(self) -> None:
         import torch
 
-        from verticals.finance.fraud.history import open_store
-
         torch.set_num_threads(1)
-        self._store = open_store()
+        self._store: EventStore | None = None
         self._loader: Loader[FraudPredictor] = Loader(APPLICATION, load=self._load, warm=self._warm)
         self._loader.start()
         self._batcher: Batcher[Transaction, Outcome] = Batcher(self._score, name="score")
@@ -73,15 +73,22 @@ class Finance:
     @bentoml.on_deployment
     @staticmethod
     def check() -> None:
-        """Refuses to start without a model."""
+        """Refuses to start without a model, or where the store cannot be opened: one line, exit code 1."""
+        from verticals.finance.fraud.history import open_store
+
         require(APPLICATION)
+        try:
+            open_store().close()
+        except VerticalsError as error:
+            raise BentoMLException(str(error)) from None
 
     @bentoml.on_shutdown
     async def close(self) -> None:
         """Answers what was taken, then lets go of the store."""
         await self._batcher.close()
         self._loader.stop()
-        self._store.close()
+        if self._store is not None:
+            self._store.close()
 
     @bentoml.api
     async def score(self, transaction: Transaction, /) -> Decision:
@@ -93,7 +100,13 @@ class Finance:
         started = time.perf_counter()
         decision = await self._batcher(transaction)
         assert isinstance(decision, Decision)
-        metrics.predicted(APPLICATION, decision.version, decision.decision, score=decision.score, seconds=time.perf_counter() - started)
+        metrics.predicted(
+            APPLICATION,
+            decision.version,
+            decision.decision,
+            score=decision.score,
+            seconds=time.perf_counter() - started,
+        )
         return decision
 
     @bentoml.api
@@ -115,7 +128,9 @@ class Finance:
                     results[place] = outcome
                 else:
                     code = of_error(outcome).code
-                    results[place] = Refusal(transaction_id=transactions[place].transaction_id, error=str(outcome), code=code)
+                    results[place] = Refusal(
+                        transaction_id=transactions[place].transaction_id, error=str(outcome), code=code
+                    )
         return BatchAnswer(results=results, refused=sum(isinstance(result, Refusal) for result in results))
 
     @bentoml.api
@@ -132,7 +147,9 @@ class Finance:
     def _load(self, version: Version) -> FraudPredictor:
         from core.inference.model import build
         from verticals.finance.fraud import APPLICATION as fraud
+        from verticals.finance.fraud.history import open_store
 
+        self._store = self._store or open_store()  # here, where a failure ends the service with one line
         predictor: FraudPredictor = build(fraud, version.path, version.version, store=self._store)[1]
         return predictor
 

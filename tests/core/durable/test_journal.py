@@ -67,10 +67,15 @@ def test_own_tables_commit_with_the_journal_or_not_at_all(path: Path) -> None:
             journal.append([entry("a")])
             cursor.execute("INSERT INTO outbox (body) VALUES ('sent with a')")
             assert set(journal.answers(["a"])) == {"a"}, "a transaction reads its own writes"
-        with pytest.raises(RuntimeError, match="stop"), journal.transaction() as cursor:
-            journal.append([entry("b")])
-            cursor.execute("INSERT INTO outbox (body) VALUES ('lost with b')")
-            raise RuntimeError("stop")
+
+        def fail() -> None:
+            with journal.transaction() as cursor:
+                journal.append([entry("b")])
+                cursor.execute("INSERT INTO outbox (body) VALUES ('lost with b')")
+                raise RuntimeError("stop")
+
+        with pytest.raises(RuntimeError, match="stop"):
+            fail()
         assert journal.rows("SELECT body FROM outbox") == [("sent with a",)]
         assert journal.answers(["b"]) == {}
         assert journal.append([entry("c")]) == [2]
@@ -137,7 +142,7 @@ def test_a_closed_journal_says_so(path: Path) -> None:
 
 def test_files_of_others_are_refused(path: Path) -> None:
     Journal(path, schema=OUTBOX, layout="shop 1").close()
-    with pytest.raises(ArtifactError, match="shop 1.*not.*shop 2"):
+    with pytest.raises(ArtifactError, match=r"shop 1.*not.*shop 2"):
         Journal(path, schema=OUTBOX, layout="shop 2")
     foreign = path.with_name("foreign.db")
     connection = sqlite3.connect(foreign)
@@ -147,7 +152,7 @@ def test_files_of_others_are_refused(path: Path) -> None:
         Journal(foreign)
     text = path.with_name("text.db")
     text.write_text("not a database\n" * 100)
-    with pytest.raises(ArtifactError, match="damaged.*restore a backup"):
+    with pytest.raises(ArtifactError, match=r"damaged.*restore a backup"):
         Journal(text)
 
 
@@ -231,7 +236,9 @@ def test_the_log_is_folded_while_open(path: Path, monkeypatch: pytest.MonkeyPatc
         st.lists(st.tuples(st.sampled_from("abcdef"), st.sampled_from([b"1", b"1", b"2"])), max_size=4), max_size=10
     )
 )
-def test_it_equals_a_dictionary(batches: list[list[tuple[str, bytes]]], tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_it_equals_a_dictionary(
+    batches: list[list[tuple[str, bytes]]], tmp_path_factory: pytest.TempPathFactory
+) -> None:
     path, model = tmp_path_factory.mktemp("journal") / "journal.db", dict[str, tuple[int, bytes]]()
     for number, batch in enumerate(batches):
         trial, last = dict(model), max((seq for seq, _ in model.values()), default=0)

@@ -1,61 +1,18 @@
-"""A registry of its own for every test, and real `bentoml serve` processes."""
+"""A registry of its own for every test, and the echo service as a real `bentoml serve`."""
 
 from __future__ import annotations
 
-import atexit
 import os
-import shutil
-import socket
-import subprocess
-import sys
-import tempfile
 import time
-import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
-import httpx
 import pytest
 
-if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:  # before prometheus_client is imported, as `bentoml serve` does
-    os.environ["PROMETHEUS_MULTIPROC_DIR"] = tempfile.mkdtemp(prefix="prometheus-")
-    atexit.register(shutil.rmtree, os.environ["PROMETHEUS_MULTIPROC_DIR"], ignore_errors=True)
-
-BENTOML_WARNS = (  # BentoML 1.4.39 uses what its dependencies have deprecated, at import and at every request
-    "GitWildMatchPattern",
-    "The `__get_pydantic_core_schema__` method of the `BaseModel` class is deprecated",
-    "Accessing the 'model_fields' attribute on the instance is deprecated",
-    "Using `httpx` with `starlette.testclient` is deprecated",
-)
-
-with warnings.catch_warnings():
-    for text in BENTOML_WARNS:
-        warnings.filterwarnings("ignore", text)
-    import starlette.testclient  # noqa: F401
-
-    from core import registry
-    from tests.core.serving import echo
-
-ROOT = Path(__file__).resolve().parents[3]
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item in items:
-        if item.path.is_relative_to(Path(__file__).parent):
-            for text in BENTOML_WARNS:
-                item.add_marker(pytest.mark.filterwarnings(f"ignore:{text}"))
-
-
-@dataclass
-class Server:
-    """A running `bentoml serve`."""
-
-    process: subprocess.Popen[bytes]
-    url: str
-    home: Path
-    log: Path
-    """Its stdout and stderr together."""
+from core import registry
+from tests import bento
+from tests.bento import Server, stop, wait_until_ready
+from tests.core.serving import echo
 
 
 @pytest.fixture
@@ -88,51 +45,8 @@ def _forget_collectors() -> Iterator[None]:
 
 
 def start(folder: Path, home: Path, *, environment: dict[str, str] | None = None) -> Server:
-    """Starts the echo service on a free port of the loopback; does not wait for it."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    inherited = {name: value for name, value in os.environ.items() if name != "PROMETHEUS_MULTIPROC_DIR"}
-    with open(folder / "log", "wb") as log:
-        process = subprocess.Popen(
-            [
-                sys.executable,
-                "-m",
-                "bentoml",
-                "serve",
-                "tests.core.serving.echo:svc",
-                "--host",
-                "127.0.0.1",
-                "--port",
-                str(port),
-            ],
-            cwd=ROOT,
-            env={**inherited, "BENTOML_HOME": str(home), "BENTOML_DO_NOT_TRACK": "True", **(environment or {})},
-            stdout=log,
-            stderr=subprocess.STDOUT,
-        )
-    return Server(process, f"http://127.0.0.1:{port}", home, folder / "log")
-
-
-def wait_until_ready(server: Server, seconds: float = 60) -> None:
-    end = time.monotonic() + seconds
-    while time.monotonic() < end and server.process.poll() is None:
-        try:
-            if httpx.get(f"{server.url}/readyz", timeout=1).status_code == 200:
-                return
-        except httpx.TransportError:
-            time.sleep(0.1)
-    raise AssertionError(server.log.read_text())
-
-
-def stop(server: Server) -> None:
-    server.process.terminate()
-    try:
-        server.process.wait(20)
-    except subprocess.TimeoutExpired:
-        server.process.kill()
-        server.process.wait()
+    """Starts the echo service; does not wait for it."""
+    return bento.start("tests.core.serving.echo:svc", folder, home, environment=environment)
 
 
 @pytest.fixture(scope="module")

@@ -17,11 +17,11 @@ from bentoml.exceptions import InvalidArgument
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from core.errors import ArtifactError, CapacityError, ConfigError, DataError
+from core.errors import ArtifactError, CapacityError, ConfigError, Conflict, DataError
 from core.monitoring import metrics
 from core.registry import Version
 from core.serving.batcher import Batcher, Overloaded
-from core.serving.http import Conflict, GuardedService
+from core.serving.http import GuardedService
 from core.serving.loader import Loader, require
 
 NAME = "test.echo"
@@ -74,7 +74,7 @@ class Rude:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope.get("query_string") == b"rude":
-            raise RuntimeError("4111111111111111 in a middleware")
+            raise RuntimeError(f"with {scope['headers']}")
         await self._app(scope, receive, send)
 
 
@@ -140,7 +140,7 @@ class Echo:
             "bug": KeyError(card),
         }
         if item.note == "output":
-            return Answer(amount=card, version="", threshold=None)  # type: ignore[arg-type]
+            return Answer(amount=f"{card}x", version="", threshold=None)  # type: ignore[arg-type]
         if item.note == "chain":
             try:
                 float(card + "x")
@@ -153,7 +153,7 @@ class Echo:
 
 def service(*, middleware: bool = False, **options: Any) -> GuardedService:
     """A fresh service of the class."""
-    config = {"traffic": {"timeout": 3, "max_concurrency": 48}, **options}
+    config = {"traffic": {"timeout": 3, "max_concurrency": 40}, **options}
     made: GuardedService = bentoml.service(name="echo", service_class=GuardedService, **config)(Echo)
     if middleware:
         made.add_asgi_middleware(Rude)

@@ -6,12 +6,14 @@ import inspect
 from importlib.metadata import version
 from pathlib import Path
 
+import pytest
 from _bentoml_impl.server.app import ServiceAppFactory
 from _bentoml_sdk.service import Service
 from bentoml._internal.context import server_context
 from bentoml._internal.models import ModelStore
 from bentoml._internal.server.http.instruments import RunnerTrafficMetricsMiddleware
 from bentoml._internal.server.http.traffic import MaxConcurrencyMiddleware, TimeoutMiddleware
+from bentoml._internal.utils.analytics.usage_stats import do_not_track
 from opentelemetry.instrumentation.asgi import OpenTelemetryMiddleware
 
 from core import registry
@@ -46,6 +48,14 @@ def test_the_layers_that_are_replaced_are_there() -> None:
 
 def test_a_worker_knows_that_it_is_one() -> None:
     assert server_context.worker_index is None  # here nobody started us
+
+
+def test_a_service_reports_to_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("BENTOML_DO_NOT_TRACK", raising=False)
+    do_not_track.cache_clear()
+    assert do_not_track() is False  # as the command asks before it imports the service
+    echo.service()
+    assert do_not_track() is True
 
 
 def test_the_model_store_is_a_folder(tmp_path: Path, home: Path) -> None:

@@ -64,10 +64,19 @@ class Broken(LineTask):
         return Step(super().forward(batch).loss * torch.tensor(float("nan")), {})
 
 
-def run(config: FitConfig, folder: Path | None = None, task: nn.Module | None = None, data: Any = None) -> tuple[nn.Module, list[float]]:
+def run(
+    config: FitConfig, folder: Path | None = None, task: nn.Module | None = None, data: Any = None
+) -> tuple[nn.Module, list[float]]:
     task = task or LineTask()
     with Log(None, quiet=True) as log:
-        fit(task, data or Line(), config, strategy=Strategy(CPU), log=log, checkpointer=Checkpointer(folder) if folder else None)
+        fit(
+            task,
+            data or Line(),
+            config,
+            strategy=Strategy(CPU),
+            log=log,
+            checkpointer=Checkpointer(folder) if folder else None,
+        )
     return task, [record["loss"] for record in log.records]
 
 
@@ -88,7 +97,9 @@ def test_resuming_equals_never_stopping(tmp_path: Path, average: float) -> None:
         run(config, tmp_path / "part", data=Stopping(after=14))
     resumed, rest = run(config, tmp_path / "part")
     assert rest == losses[12:]
-    assert all(torch.equal(a, b) for a, b in zip(whole.state_dict().values(), resumed.state_dict().values(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(whole.state_dict().values(), resumed.state_dict().values(), strict=True)
+    )
 
 
 class Stopping(Line):

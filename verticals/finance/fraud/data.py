@@ -63,11 +63,14 @@ class FraudData:
 
     def _read(self, sources: Sequence[str]) -> None:
         data = self.config.data
-        with Ordered(sources, schema(data.columns, ignore=data.ignore_columns, numeric=data.numeric, categorical=data.categorical)) as rows:
+        with Ordered(
+            sources,
+            schema(data.columns, ignore=data.ignore_columns, numeric=data.numeric, categorical=data.categorical),
+        ) as rows:
             chunks = list(read_events(rows))
             self.fingerprint = rows.fingerprint()
         self.ids = np.concatenate([ids for ids, _, _ in chunks])
-        self.events = Events(*(np.concatenate(columns) for columns in zip(*(events for _, events, _ in chunks), strict=True)))
+        self.events = Events.joined([events for _, events, _ in chunks])
         self.extra = {name: np.concatenate([extra[name] for _, _, extra in chunks]) for name in chunks[0][2]}
 
     def _make(self) -> None:
@@ -90,7 +93,9 @@ class FraudData:
         rows = rows[self.events.fraud[rows] >= 0]
         frauds = int((self.events.fraud[rows] == 1).sum())
         if frauds < 2:
-            raise DataError(f"{len(rows)} labelled transactions with {frauds} frauds before {np.datetime64(self.split.train.end, 'us')}; training needs at least 2: give more days or labels")
+            raise DataError(
+                f"{len(rows)} labelled transactions with {frauds} frauds before {np.datetime64(self.split.train.end, 'us')}; training needs at least 2: give more days or labels"
+            )
         held = self.held("validation")
         check_split(self.events.time, rows, held.rows, self.config.data.label_delay)
         return rows
@@ -114,7 +119,11 @@ class FraudData:
     def chunks(self, until: int | None = None) -> Iterator[tuple[NDArray[Any], Events, dict[str, NDArray[Any]]]]:
         """The table as `FraudPredictor.stream` takes it, up to but not at the time `until`."""
         end = len(self.events) if until is None else int(np.searchsorted(self.events.time, until))
-        yield self.ids[:end], self.events.rows(slice(0, end)), {name: values[:end] for name, values in self.extra.items()}
+        yield (
+            self.ids[:end],
+            self.events.rows(slice(0, end)),
+            {name: values[:end] for name, values in self.extra.items()},
+        )
 
     @cached_property
     def _table(self) -> tuple[DataPipeline, NDArray[np.float32], dict[str, Any]]:
@@ -124,16 +133,25 @@ class FraudData:
         extra = {name: values[:end] for name, values in self.extra.items()}
         raw = self.features.table(events)
         data, rows = self.config.data, self.train_rows
-        transforms: list[Any] = [FeatureScaler(method=self.config.scaling, columns=(*self.features.names, *data.numeric))]
+        transforms: list[Any] = [
+            FeatureScaler(method=self.config.scaling, columns=(*self.features.names, *data.numeric))
+        ]
         if data.categorical:
-            transforms.append(CategoricalEncoder(columns=data.categorical, handle_unknown="ignore", max_categories=data.max_categories))
+            transforms.append(
+                CategoricalEncoder(
+                    columns=data.categorical, handle_unknown="ignore", max_categories=data.max_categories
+                )
+            )
         pipeline = DataPipeline(transforms=transforms)
-        pipeline.fit_block(raw[:, rows], self.features.names, {name: values[rows] for name, values in extra.items()}, time=events.time[rows], until=self.split.train.end)
+        pipeline.fit_block(raw, self.features.names, extra, rows=rows, time=events.time, until=self.split.train.end)
         genuine = rows[events.fraud[rows] == 0]
         genuine = genuine[:: max(1, len(genuine) // USUAL_ROWS)]
         usual_raw = np.median(raw[:, genuine], axis=1)
         columns = pipeline.transform_block(raw, self.features.names, extra)
-        usual = {"usual_raw": usual_raw.astype(float).tolist(), "usual": np.median(columns[genuine], axis=0).astype(float).tolist()}
+        usual = {
+            "usual_raw": usual_raw.astype(float).tolist(),
+            "usual": np.median(columns[genuine], axis=0).astype(float).tolist(),
+        }
         return pipeline, columns, usual
 
     @property
@@ -150,7 +168,14 @@ class FraudData:
     def _sampler(self) -> TimeSeriesSampler:
         end, split = int(np.searchsorted(self.events.time, self.split.train.end)), self.split
         events = self.events.rows(slice(0, end))
-        return TimeSeriesSampler(self.config.sampler, time=events.time, group=events.customer, label=events.fraud, cutoff=split.train.end, begin=split.train.start)
+        return TimeSeriesSampler(
+            self.config.sampler,
+            time=events.time,
+            group=events.customer,
+            label=events.fraud,
+            cutoff=split.train.end,
+            begin=split.train.start,
+        )
 
     def num_batches(self, *, world_size: int, epoch: int) -> int:
         """Steps of one epoch, the same on every rank."""

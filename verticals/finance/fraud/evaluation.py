@@ -13,7 +13,6 @@ import yaml
 from core.evaluation.bootstrap import Figures, measure
 from core.evaluation.calibration import Calibration
 from core.evaluation.metrics import detection
-from core.evaluation.plots import detection_plots
 from core.evaluation.report import Record, Section, Table, Text, figures_table
 from core.evaluation.scored import Scored
 from core.evaluation.splits import check_fitted
@@ -49,16 +48,32 @@ class Evaluation:
         at = self.decided
         return f"{self.split} days\n{self.figures.table()}\nat threshold {at.threshold:.4f}: recall {at.recall:.3f}, precision {at.precision:.3f}, {at.alerts_per_day:.1f} alerts a day"
 
-    def sections(self, *, config: str, data: Mapping[str, Any], code: Mapping[str, Any], steps: Sequence[str]) -> list[Section]:
+    def sections(
+        self, *, config: str, data: Mapping[str, Any], code: Mapping[str, Any], steps: Sequence[str]
+    ) -> list[Section]:
         """The report. `steps` are the lines of metrics.jsonl; none where nothing was trained."""
+        from core.evaluation.plots import detection_plots  # matplotlib: a service never draws
+
         losses = [json.loads(line) for line in steps]
         history = {"loss": ([step["step"] for step in losses], [step["loss"] for step in losses])} if losses else None
-        simulated = "These transactions are synthetic: the figures show that the line works, not what it does on real cards." if data["sources"] == ["synthetic"] else ""
+        simulated = (
+            "These transactions are synthetic: the figures show that the line works, not what it does on real cards."
+            if data["sources"] == ["synthetic"]
+            else ""
+        )
         threshold = {key: "-" if value is None else f"{value:.4g}" for key, value in self.decided.record().items()}
         return [
-            Text("What this is", f"Figures of the {self.split} days with 95 % intervals (bootstrap over cards, {DRAWS} draws). {simulated}"),
+            Text(
+                "What this is",
+                f"Figures of the {self.split} days with 95 % intervals (bootstrap over cards, {DRAWS} draws). {simulated}",
+            ),
             figures_table(self.figures),
-            Table("Decision", list(threshold), [list(threshold.values())], "The threshold was chosen on validation days; this is what it does here."),
+            Table(
+                "Decision",
+                list(threshold),
+                [list(threshold.values())],
+                "The threshold was chosen on validation days; this is what it does here.",
+            ),
             *detection_plots(self.calibrated, uncalibrated=self.uncalibrated, history=history, chosen=self.decided),
             Record("Data", dict(data)),
             Record("Code", dict(code)),
@@ -82,7 +97,10 @@ def held_scores(predictor: FraudPredictor, data: FraudData, split: str) -> tuple
     held = data.held(split)
     scores = list(predictor.stream(data.chunks(until=held.span.end)))
     rows = held.rows
-    logit, score, amount = (np.concatenate(parts)[rows] for parts in zip(*((s.logit, s.score, s.events.amount) for s in scores), strict=True))
+    logit, score, amount = (
+        np.concatenate(parts)[rows]
+        for parts in zip(*((s.logit, s.score, s.events.amount) for s in scores), strict=True)
+    )
     return logit, score, amount
 
 
@@ -122,4 +140,9 @@ def constants(config: FraudConfig, data: FraudData, task: Any) -> dict[str, Any]
     logit, _, amounts = held_scores(rough, data, "validation")
     calibration = Calibration.platt(logit, held.label)
     chosen = choose(held.scored(calibration.apply(logit)), amounts, config.decision)
-    return {**made, "calibration": calibration.model_dump(), "threshold": min(1.0, chosen.threshold), "chosen": chosen.record()}
+    return {
+        **made,
+        "calibration": calibration.model_dump(),
+        "threshold": min(1.0, chosen.threshold),
+        "chosen": chosen.record(),
+    }

@@ -70,7 +70,9 @@ class Occlusion:
         for mask, features in zip(self._masks, self.causes.values(), strict=True):
             mask[features] = True
 
-    def __call__(self, features: NDArray[np.float32], day: float, state: Arrays, logit: float, most: int) -> list[Effect]:
+    def __call__(
+        self, features: NDArray[np.float32], day: float, state: Arrays, logit: float, most: int
+    ) -> list[Effect]:
         """
         Args:
             features: [F] scaled.
@@ -88,12 +90,20 @@ class Occlusion:
         num_past = len(past["count"]) if past else 0
         hidden = np.where(self._masks, self.usual, features).astype(np.float32)
         variants = np.concatenate([hidden, np.broadcast_to(features, (num_past, len(features)))])
-        states = {key: np.concatenate([np.repeat(value, len(hidden), axis=0), past[key]]) if past else np.repeat(value, len(hidden), axis=0) for key, value in state.items()}
+        states = {
+            key: np.concatenate([np.repeat(value, len(hidden), axis=0), past[key]])
+            if past
+            else np.repeat(value, len(hidden), axis=0)
+            for key, value in state.items()
+        }
         effects = logit - self._logits(variants, day, states)
         found = [Effect(cause, -1, float(effect)) for cause, effect in zip(self.causes, effects, strict=False)]
         found += [Effect("past event", num_past - i, float(effect)) for i, effect in enumerate(effects[len(hidden) :])]
         found = sorted((e for e in found if abs(e.effect) >= 0.01), key=lambda e: -abs(e.effect))[:most]
-        return [e if e.cause == "past event" else e._replace(place=self._telling(e, features, day, state, logit)) for e in found]
+        return [
+            e if e.cause == "past event" else e._replace(place=self._telling(e, features, day, state, logit))
+            for e in found
+        ]
 
     def _telling(self, effect: Effect, features: NDArray[np.float32], day: float, state: Arrays, logit: float) -> int:
         """The feature of the cause that does most in the cause's direction when hidden alone."""

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal, NamedTuple, Protocol, cast
+from typing import Any, Literal, NamedTuple, Protocol, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,12 +49,21 @@ class Events(NamedTuple):
     fraud: NDArray[np.int8]
     """[N] 1 fraud, 0 genuine, -1 not known (counts as genuine until a label says otherwise)."""
 
-    def __len__(self) -> int:  # type: ignore[override]  # the number of events, not of columns
+    def __len__(self) -> int:  # the number of events, not of columns
         return len(self.time)
 
     def rows(self, index: slice | NDArray[np.integer] | NDArray[np.bool_]) -> Events:
         """The events at these places."""
-        return Events(*(column[index] for column in self))
+        return Events(
+            self.time[index], self.customer[index], self.terminal[index], self.amount[index], self.fraud[index]
+        )
+
+    @classmethod
+    def joined(cls, parts: Sequence[Events]) -> Events:
+        """The parts one after the other."""
+        columns: Iterator[tuple[NDArray[Any], ...]] = zip(*parts, strict=True)
+        time, customer, terminal, amount, fraud = (np.concatenate(column) for column in columns)
+        return cls(time, customer, terminal, amount, fraud)
 
 
 class FeatureConfig(Config):
@@ -79,11 +88,23 @@ class FeatureConfig(Config):
     def of_size(cls, size: Literal["small", "default", "wide"]) -> FeatureConfig:
         """`small` about 60 features, `default` about 140, `wide` more than 2,000 with no window over 14 days."""
         if size == "small":
-            return cls(customer_windows=(1.0, 7.0, 30.0), terminal_windows=(1.0, 30.0), pair_windows=(30.0,), risk_windows=(1.0, 7.0, 30.0))
+            return cls(
+                customer_windows=(1.0, 7.0, 30.0),
+                terminal_windows=(1.0, 30.0),
+                pair_windows=(30.0,),
+                risk_windows=(1.0, 7.0, 30.0),
+            )
         if size == "default":
             return cls()
         steps = tuple(float(round(value, 3)) for value in np.geomspace(0.25, 13.0, 28))
-        return cls(customer_windows=steps, terminal_windows=steps, pair_windows=steps[8:], risk_windows=steps[6:], memory=6.0, wide=True)
+        return cls(
+            customer_windows=steps,
+            terminal_windows=steps,
+            pair_windows=steps[8:],
+            risk_windows=steps[6:],
+            memory=6.0,
+            wide=True,
+        )
 
 
 @dataclass(frozen=True)
@@ -144,7 +165,9 @@ def _deviation(w: Windows, mark: str) -> Floats:
     prior = (PRIOR_VARIATION * mean) ** 2
     variance = (count * _spread(count, w.sum(mark), w.square(mark)) + PRIOR_EVENTS * prior) / (count + PRIOR_EVENTS)
     scale = np.sqrt(variance)
-    return np.where((count > 0) & (scale > 0), np.clip((w.current(mark) - mean) / np.where(scale > 0, scale, 1.0), -50, 50), 0.0)
+    return np.where(
+        (count > 0) & (scale > 0), np.clip((w.current(mark) - mean) / np.where(scale > 0, scale, 1.0), -50, 50), 0.0
+    )
 
 
 STATISTICS: dict[str, Callable[[Windows, str], Floats]] = {
@@ -183,7 +206,11 @@ is none), `genuine` that of the genuine event itself. `loot` is the mean amount 
 CURRENT = ("amount", "log_amount", "hour_sin", "hour_cos", "night", "weekend")
 """Features of the event alone."""
 
-MARKS = {"customer": ("amount", "gap", "new", "night", "weekend"), "terminal": ("amount", "gap", "new", "night", "weekend"), "pair": ("amount", "gap")}
+MARKS = {
+    "customer": ("amount", "gap", "new", "night", "weekend"),
+    "terminal": ("amount", "gap", "new", "night", "weekend"),
+    "pair": ("amount", "gap"),
+}
 
 
 def clock(time: Ints) -> tuple[Floats, Floats, Floats]:
@@ -244,14 +271,20 @@ class Features:
             rows = np.flatnonzero(table.order >= first)
             target = table.order[rows] - first
             for (_, delay, windows), blocks in groups.items():
-                profile = table.window(max(windows), delay) if any(b.statistic in ("peak", "drift") for b, _ in blocks) else None
+                profile = (
+                    table.window(max(windows), delay)
+                    if any(b.statistic in ("peak", "drift") for b, _ in blocks)
+                    else None
+                )
                 for place, width in enumerate(windows):
                     window = table.window(width, delay, profile)
                     for block, start in blocks:
                         out[start + place, target] = STATISTICS[block.statistic](window, block.mark)[rows]
         return out
 
-    def event(self, time: int, amount: float, terminal: int, customer_history: History, terminal_history: History) -> Floats:
+    def event(
+        self, time: int, amount: float, terminal: int, customer_history: History, terminal_history: History
+    ) -> Floats:
         """[F] features of one event from what is remembered of its card and terminal (neither holds it yet).
 
         Args:
@@ -265,7 +298,12 @@ class Features:
         histories = {"customer": customer_history, "terminal": terminal_history, "pair": pair_history}
         gap = pair_history.gap(time, self.memory)
         _, night, weekend = clock(np.int64(time))  # type: ignore[arg-type]
-        marks = {"amount": amount, "night": float(night), "weekend": float(weekend), "new": float(gap >= self.memory / DAY)}
+        marks = {
+            "amount": amount,
+            "night": float(night),
+            "weekend": float(weekend),
+            "new": float(gap >= self.memory / DAY),
+        }
         views: dict[Entity, _EventView] = {}
         for (entity, delay, windows), blocks in self._groups.items():
             if entity not in views:
@@ -281,10 +319,14 @@ def _blocks(config: FeatureConfig) -> Iterator[Block]:
     """The definition: which statistics of which marks a configuration asks for."""
 
     def days(values: Sequence[float]) -> tuple[int, ...]:
-        return tuple(int(round(value * DAY)) for value in values)
+        return tuple(round(value * DAY) for value in values)
 
     delay = int(config.label_delay * DAY)
-    spans = {"customer": days(config.customer_windows), "terminal": days(config.terminal_windows), "pair": days(config.pair_windows)}
+    spans = {
+        "customer": days(config.customer_windows),
+        "terminal": days(config.terminal_windows),
+        "pair": days(config.pair_windows),
+    }
     lean: dict[Entity, dict[str, tuple[str, ...]]] = {
         "customer": {
             "amount": ("count", "mean", "std", "max", "ratio", "deviation", "peak"),
@@ -297,8 +339,20 @@ def _blocks(config: FeatureConfig) -> Iterator[Block]:
     }
     full = ("sum", "mean", "std", "min", "max", "ratio", "deviation")
     wide: dict[Entity, dict[str, tuple[str, ...]]] = {
-        "customer": {"amount": ("count", *full, "peak"), "gap": ("mean", "std", "min", "max", "ratio", "deviation"), "new": ("sum", "mean"), "night": ("sum", "mean"), "weekend": ("sum", "mean")},
-        "terminal": {"amount": ("count", *full, "peak"), "gap": ("mean", "std", "min", "max", "ratio", "deviation"), "new": ("sum", "mean"), "night": ("sum", "mean"), "weekend": ("sum", "mean")},
+        "customer": {
+            "amount": ("count", *full, "peak"),
+            "gap": ("mean", "std", "min", "max", "ratio", "deviation"),
+            "new": ("sum", "mean"),
+            "night": ("sum", "mean"),
+            "weekend": ("sum", "mean"),
+        },
+        "terminal": {
+            "amount": ("count", *full, "peak"),
+            "gap": ("mean", "std", "min", "max", "ratio", "deviation"),
+            "new": ("sum", "mean"),
+            "night": ("sum", "mean"),
+            "weekend": ("sum", "mean"),
+        },
         "pair": {"amount": ("count", *full), "gap": ("mean", "std", "min", "max")},
     }
     for entity, marks in (wide if config.wide else lean).items():
@@ -312,7 +366,10 @@ def _blocks(config: FeatureConfig) -> Iterator[Block]:
     known = days(config.risk_windows)
     yield from (Block("terminal", "fraud", name, known, delay) for name in ("known", "frauds", "risk"))
     whole = known if config.wide else known[-1:]
-    yield from (Block("terminal", "fraud", name, whole, delay) for name in ("newest", "oldest", "streak", "began", "genuine", "loot"))
+    yield from (
+        Block("terminal", "fraud", name, whole, delay)
+        for name in ("newest", "oldest", "streak", "began", "genuine", "loot")
+    )
     yield from (Block("customer", "fraud", name, whole, delay) for name in ("frauds", "risk", "newest"))
 
 
@@ -332,7 +389,9 @@ class _EntityTable:
         self.order = order = np.argsort(code, kind="stable")
         self.time = events.time[order]
         sorted_code = code[order]
-        starts = np.flatnonzero(np.r_[True, sorted_code[1:] != sorted_code[:-1]]) if len(order) else np.zeros(0, np.int64)
+        starts = (
+            np.flatnonzero(np.r_[True, sorted_code[1:] != sorted_code[:-1]]) if len(order) else np.zeros(0, np.int64)
+        )
         self.group = np.repeat(np.arange(len(starts)), np.diff(np.r_[starts, len(order)]))
         self.starts = starts
         gap = np.full(len(order), memory, np.int64)
@@ -396,18 +455,20 @@ class _EntityTable:
     @cached_property
     def last_fraud(self) -> Ints:
         """[N + 1] place of the newest fraud before each place, -1 where there is none."""
-        return np.r_[-1, np.maximum.accumulate(np.where(self.marks["fraud"] > 0, np.arange(len(self.time)), -1))]
+        places: Ints = np.where(self.marks["fraud"] > 0, np.arange(len(self.time)), -1)
+        return np.concatenate([[-1], np.maximum.accumulate(places)])
 
     @cached_property
     def next_fraud(self) -> Ints:
         """[N + 1] place of the oldest fraud from each place on, N where there is none."""
         count = len(self.time)
-        places = np.where(self.marks["fraud"] > 0, np.arange(count), count)
-        return np.r_[np.minimum.accumulate(places[::-1])[::-1], count]
+        places: Ints = np.where(self.marks["fraud"] > 0, np.arange(count), count)
+        return np.concatenate([np.minimum.accumulate(places[::-1])[::-1], [count]])
 
     @cached_property
     def last_genuine(self) -> Ints:
-        return np.r_[-1, np.maximum.accumulate(np.where(self.marks["fraud"] > 0, -1, np.arange(len(self.time))))]
+        places: Ints = np.where(self.marks["fraud"] > 0, -1, np.arange(len(self.time)))
+        return np.concatenate([[-1], np.maximum.accumulate(places)])
 
 
 class _TableWindow:
@@ -444,7 +505,7 @@ class _TableWindow:
     @cached_property
     def _level(self) -> Ints:
         """[N] the largest k with 2 ** k events in the window, -1 for an empty one."""
-        return cast(Ints, np.frexp(self.count)[1].astype(np.int64) - 1)
+        return np.frexp(self.count)[1].astype(np.int64) - 1
 
     def _extreme(self, mark: str, sign: int) -> Floats:
         out = np.full(len(self.low), -np.inf)
@@ -529,7 +590,13 @@ class History:
     def only(self, other: int, memory: int) -> History:
         """The part of this history that shares the other side: the pair's history."""
         rows = np.flatnonzero(self.other == other)
-        return History(self.time[rows], self.mark("amount")[rows], self.other[rows], self.mark("fraud")[rows].astype(np.int8), memory)
+        return History(
+            self.time[rows],
+            self.mark("amount")[rows],
+            self.other[rows],
+            self.mark("fraud")[rows].astype(np.int8),
+            memory,
+        )
 
     def append(self, time: int, amount: float, other: int, fraud: int, memory: int) -> None:
         """Remember one event that is not older than the newest."""

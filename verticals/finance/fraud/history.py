@@ -37,7 +37,9 @@ def open_store(url: str | None = None) -> EventStore:
         try:
             from verticals.finance.fraud.store_redis import RedisStore
         except ImportError:
-            raise ConfigError(f"{place.split('://')[0]}:// needs the package redis; install verticals[finance]") from None
+            raise ConfigError(
+                f"{place.split('://')[0]}:// needs the package redis; install verticals[finance]"
+            ) from None
         return RedisStore(place)
     if "://" in place:
         raise ConfigError(f"store {place.split('://')[0]}://...; allowed are a file path and redis://HOST:PORT/DB")
@@ -55,14 +57,27 @@ def load_history(config: FraudConfig, source: str, store: str | None = None) -> 
     data = config.data
     opened = open_store(store)
     try:
-        with Ordered(source, schema(data.columns, ignore=data.ignore_columns, numeric=data.numeric, categorical=data.categorical)) as rows, progress() as bar:
+        with (
+            Ordered(
+                source,
+                schema(data.columns, ignore=data.ignore_columns, numeric=data.numeric, categorical=data.categorical),
+            ) as rows,
+            progress() as bar,
+        ):
             task = bar.add_task("loading history", total=rows.rows, note="")
 
             def chunks() -> Iterator[Chunk]:
                 done = 0
                 for ids, events, extra in read_events(rows):
                     names = list(extra)
-                    extras = [json.dumps(dict(zip(names, values, strict=True)), sort_keys=True).encode() for values in zip(*(extra[name].tolist() for name in names), strict=True)] if names else None
+                    extras = (
+                        [
+                            json.dumps(dict(zip(names, values, strict=True)), sort_keys=True).encode()
+                            for values in zip(*(extra[name].tolist() for name in names), strict=True)
+                        ]
+                        if names
+                        else None
+                    )
                     yield Chunk(ids.tolist(), events, extras)
                     done += len(events)
                     bar.update(task, completed=done)
@@ -71,4 +86,8 @@ def load_history(config: FraudConfig, source: str, store: str | None = None) -> 
     finally:
         opened.close()
     counts = loaded._asdict()
-    return {**counts, "store": store_url(store).split("@")[-1], "text": "\n".join(f"{key:<12}{value}" for key, value in counts.items())}
+    return {
+        **counts,
+        "store": store_url(store).split("@")[-1],
+        "text": "\n".join(f"{key:<12}{value}" for key, value in counts.items()),
+    }

@@ -59,7 +59,7 @@ class FraudNet(nn.Module):
             nn.Linear(width, 1),
         )
         with torch.no_grad():
-            self.head[-1].bias.fill_(torch.logit(torch.tensor(config.prevalence)).item())
+            nn.init.constant_(self.get_parameter("head.6.bias"), float(torch.logit(torch.tensor(config.prevalence))))
 
     def initial(self, batch_size: int, *, device: torch.device | str | None = None) -> RecallState:
         """The state before a card's first event."""

@@ -32,6 +32,7 @@ from verticals.finance.fraud.states import CardStates, StateLayout
 MAX_ATTEMPTS = 5
 """Times that a request is scored anew because another worker changed its card or terminal meanwhile."""
 
+
 class Scores(NamedTuple):
     """Answers to a chunk of a file. N event."""
 
@@ -78,7 +79,9 @@ class FraudPredictor:
         self.features = Features(config.features)
         self.layout = StateLayout(session)
         if list(constants.get("features", ())) != list(self.features.names):
-            raise ArtifactError(f"the model's features are not those that its configuration defines ({len(constants.get('features', ()))} and {len(self.features)}); it was made by other code: train again")
+            raise ArtifactError(
+                f"the model's features are not those that its configuration defines ({len(constants.get('features', ()))} and {len(self.features)}); it was made by other code: train again"
+            )
         self.pipeline = DataPipeline.from_record(constants["pipeline"])
         self.columns: list[str] = list(self.pipeline.feature_names)
         self.calibration = Calibration.from_record(constants["calibration"])
@@ -98,7 +101,11 @@ class FraudPredictor:
     # -- one request -------------------------------------------------------------------------------------------------
 
     def __call__(
-        self, requests: Sequence[Transaction], *, explain: Literal["all", "alerts"] = "all", threshold: float | None = None
+        self,
+        requests: Sequence[Transaction],
+        *,
+        explain: Literal["all", "alerts"] = "all",
+        threshold: float | None = None,
     ) -> list[Decision | VerticalsError]:
         """Answers each transaction, in the order given; they are scored in time order.
 
@@ -113,12 +120,16 @@ class FraudPredictor:
         with self._lock:
             for _ in range(MAX_ATTEMPTS - 1):
                 try:
-                    return self._answer(self.store, requests, explain, self.threshold if threshold is None else threshold)
+                    return self._answer(
+                        self.store, requests, explain, self.threshold if threshold is None else threshold
+                    )
                 except stores.Stale:
                     continue
             return self._answer(self.store, requests, explain, self.threshold if threshold is None else threshold)
 
-    def _answer(self, store: stores.EventStore, requests: Sequence[Transaction], explain: str, threshold: float) -> list[Decision | VerticalsError]:
+    def _answer(
+        self, store: stores.EventStore, requests: Sequence[Transaction], explain: str, threshold: float
+    ) -> list[Decision | VerticalsError]:
         results: list[Decision | VerticalsError | None] = [None] * len(requests)
         events: list[stores.Event | None] = [None] * len(requests)
         for place, request in enumerate(requests):
@@ -145,7 +156,9 @@ class FraudPredictor:
             except DataError as error:
                 results[place] = error
         if prepared:
-            for place, decision in zip(prepared, self._score(store, list(prepared.values()), pasts, explain, threshold), strict=True):
+            for place, decision in zip(
+                prepared, self._score(store, list(prepared.values()), pasts, explain, threshold), strict=True
+            ):
                 results[place] = decision
         for place, event in enumerate(events):
             if results[place] is None and event is not None:
@@ -155,18 +168,30 @@ class FraudPredictor:
     def _event(self, request: Transaction) -> stores.Event:
         wanted = {*self.config.data.numeric, *self.config.data.categorical}
         if set(request.extra) != wanted:
-            raise DataError(f"transaction {request.transaction_id!r}: extra holds {sorted(request.extra)}; this model needs {sorted(wanted)}")
+            raise DataError(
+                f"transaction {request.transaction_id!r}: extra holds {sorted(request.extra)}; this model needs {sorted(wanted)}"
+            )
         for name in self.config.data.numeric:
             if isinstance(request.extra[name], str):
                 raise DataError(f"transaction {request.transaction_id!r}: extra.{name} is text; it has to be a number")
         extra = json.dumps(request.extra, sort_keys=True).encode() if request.extra else None
-        return stores.Event(request.transaction_id, request.microseconds, key_code(request.customer), key_code(request.terminal), request.amount, extra=extra)
+        return stores.Event(
+            request.transaction_id,
+            request.microseconds,
+            key_code(request.customer),
+            key_code(request.terminal),
+            request.amount,
+            extra=extra,
+        )
 
     def _first_answer(self, event: stores.Event, digest: bytes, answer: bytes | None) -> Decision:
         if digest != event.digest:
             raise stores.reused(event.id)
         if answer is None:
-            raise stores.Conflict(f"transaction {event.id!r} was loaded as history and has no answer; score only new transactions", transaction=event.id)
+            raise stores.Conflict(
+                f"transaction {event.id!r} was loaded as history and has no answer; score only new transactions",
+                transaction=event.id,
+            )
         return Decision.model_validate_json(answer)
 
     def _prepare(self, pasts: _Pasts, event: stores.Event, extra: Mapping[str, float | str]) -> _Prepared:
@@ -177,7 +202,9 @@ class FraudPredictor:
             raise stores.late(event.id, event.time, newest)
         terminal = pasts.of("terminal", event.terminal, event.time)
         raw = self.features.event(event.time, event.amount, event.terminal, card, terminal)
-        features = self._scaled(raw[:, None].astype(np.float32), {name: np.array([value]) for name, value in extra.items()})[0]
+        features = self._scaled(
+            raw[:, None].astype(np.float32), {name: np.array([value]) for name, value in extra.items()}
+        )[0]
         earlier = card.length
         card.append(event.time, event.amount, event.terminal, event.fraud, self.features.memory)
         terminal.append(event.time, event.amount, event.customer, event.fraud, self.features.memory)
@@ -187,7 +214,9 @@ class FraudPredictor:
         """[F, N] raw features and the further columns -> [N, C] what the network reads."""
         return self.pipeline.transform_block(raw, self.features.names, extra)
 
-    def _score(self, store: stores.EventStore, prepared: list[_Prepared], pasts: _Pasts, explain: str, threshold: float) -> list[Decision]:
+    def _score(
+        self, store: stores.EventStore, prepared: list[_Prepared], pasts: _Pasts, explain: str, threshold: float
+    ) -> list[Decision]:
         """Runs the network, decides, gives reasons, and commits everything at once."""
         cards = np.array([item.event.customer for item in prepared], np.int64)
         time = np.array([item.event.time for item in prepared], np.int64)
@@ -204,7 +233,9 @@ class FraudPredictor:
             effects = []
             if alert or explain == "all":
                 met = self.layout.arrays(before[place : place + 1])
-                effects = self.occlusion(item.features, item.event.time / DAY, met, float(logits[place]), self.config.decision.num_reasons)
+                effects = self.occlusion(
+                    item.features, item.event.time / DAY, met, float(logits[place]), self.config.decision.num_reasons
+                )
             decisions.append(
                 Decision(
                     transaction_id=item.event.id,
@@ -228,11 +259,22 @@ class FraudPredictor:
             return Reason(cause=effect.cause, effect=effect.effect, time=when, amount=float(card.mark("amount")[place]))
         name = self.columns[effect.place]
         if effect.place < len(self.features):
-            return Reason(cause=effect.cause, effect=effect.effect, feature=name, value=float(item.raw[effect.place]), usual=float(self.usual_raw[effect.place]))
+            return Reason(
+                cause=effect.cause,
+                effect=effect.effect,
+                feature=name,
+                value=float(item.raw[effect.place]),
+                usual=float(self.usual_raw[effect.place]),
+            )
         return Reason(cause=effect.cause, effect=effect.effect, feature=name)
 
     def _commit(
-        self, store: stores.EventStore, prepared: list[_Prepared], decisions: list[Decision], pasts: _Pasts, states: dict[int, bytes]
+        self,
+        store: stores.EventStore,
+        prepared: list[_Prepared],
+        decisions: list[Decision],
+        pasts: _Pasts,
+        states: dict[int, bytes],
     ) -> list[Decision]:
         events = [
             item.event._replace(answer=decision.model_dump_json().encode())
@@ -244,7 +286,9 @@ class FraudPredictor:
                 self.version,
                 decision.score,
                 decision.decision,
-                json.dumps([{"cause": reason.cause, "effect": round(reason.effect, 4)} for reason in decision.reasons]).encode(),
+                json.dumps(
+                    [{"cause": reason.cause, "effect": round(reason.effect, 4)} for reason in decision.reasons]
+                ).encode(),
                 event.digest,
             )
             for event, decision in zip(events, decisions, strict=True)
@@ -279,7 +323,9 @@ class FraudPredictor:
             features = self._scaled(raw[:, None].astype(np.float32), extra)
             states, before = CardStates(self.layout), np.empty((1, self.layout.nbytes), np.uint8)
             logit = states.advance(self.session, np.zeros(1, np.int64), np.array([time]), features, before)
-            self.occlusion(features[0], time / DAY, self.layout.arrays(before), float(logit[0]), self.config.decision.num_reasons)
+            self.occlusion(
+                features[0], time / DAY, self.layout.arrays(before), float(logit[0]), self.config.decision.num_reasons
+            )
 
     # -- many events -------------------------------------------------------------------------------------------------
 
@@ -294,7 +340,9 @@ class FraudPredictor:
         for ids, events, extra in chunks:
             for part in _slices(len(events), self._rows_at_once):
                 piece = events.rows(part)
-                logit, context = self._advance(states, context, piece, {name: values[part] for name, values in extra.items()})
+                logit, context = self._advance(
+                    states, context, piece, {name: values[part] for name, values in extra.items()}
+                )
                 score = self.calibration.apply(logit)
                 yield Scores(ids[part], piece, logit, score, score >= self.threshold)
 
@@ -313,7 +361,7 @@ class FraudPredictor:
         while (last := store.last) > (done := store.versions().get(self.version, 0)):
             replays = [chunk for chunk in store.replay() if chunk.seqs[0] <= last]
             seqs = np.concatenate([chunk.seqs for chunk in replays])
-            events = Events(*(np.concatenate(columns) for columns in zip(*(chunk.events for chunk in replays), strict=True)))
+            events = Events.joined([chunk.events for chunk in replays])
             extras = [extra for chunk in replays for extra in chunk.extras]
             order = np.lexsort((seqs, events.time))
             order = order[seqs[order] <= last]
@@ -353,7 +401,7 @@ class FraudPredictor:
         Args:
             fresh: [N] events that move states on; the others have done so before. Logits are of these only.
         """
-        joined = Events(*(np.concatenate(pair) for pair in zip(context, events, strict=True)))
+        joined = Events.joined([context, events])
         kept = joined.rows(joined.time > joined.time[-1] - self.features.horizon)
         rows = slice(None) if fresh is None else fresh
         if fresh is not None and not fresh.any():
@@ -371,7 +419,9 @@ class FraudPredictor:
         return {name: np.array([record.get(name, "") for record in records]) for name in names}
 
 
-_NO_EVENTS = Events(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0), np.zeros(0, np.int8))
+_NO_EVENTS = Events(
+    np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0), np.zeros(0, np.int8)
+)
 
 
 def _slices(count: int, size: int) -> Iterator[slice]:

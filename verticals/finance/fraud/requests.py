@@ -64,11 +64,15 @@ class Transaction(BaseModel):
     )
 
     transaction_id: Key = Field(description="Unique. The same id with the same content gets its first answer again.")
-    time: Annotated[AwareDatetime, BeforeValidator(_utc), AfterValidator(_not_future)] = Field(description="ISO 8601; without a zone it is UTC.")
+    time: Annotated[AwareDatetime, BeforeValidator(_utc), AfterValidator(_not_future)] = Field(
+        description="ISO 8601; without a zone it is UTC."
+    )
     customer: Key = Field(description="The card, or any stable name for it; only a hash of it is kept.")
     terminal: Key = Field(description="The terminal or merchant; only a hash of it is kept.")
     amount: float = Field(ge=0, le=1e12, description="Currency units.")
-    extra: dict[str, float | str] = Field(default_factory=dict, description="The further columns that the model was trained with.")
+    extra: dict[str, float | str] = Field(
+        default_factory=dict, description="The further columns that the model was trained with."
+    )
 
     @property
     def microseconds(self) -> int:

@@ -6,6 +6,7 @@ read off the Session (an input `x` is state where an output is called `new_x`). 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import numpy as np
@@ -24,22 +25,26 @@ class StateLayout:
     def __init__(self, session: Session) -> None:
         outputs = {spec.name for spec in session.outputs}
         self.specs = [spec for spec in session.inputs if f"new_{spec.name}" in outputs]
-        self.sizes = [int(np.prod(spec.shape[1:], dtype=int)) * np.dtype(spec.dtype).itemsize for spec in self.specs]  # type: ignore[arg-type]
+        self.shapes = [tuple(int(axis) for axis in spec.shape[1:]) for spec in self.specs]
+        types = [np.dtype(spec.dtype) for spec in self.specs]
+        self.sizes = [math.prod(shape) * kind.itemsize for shape, kind in zip(self.shapes, types, strict=True)]
         self.nbytes = sum(self.sizes)
 
     def arrays(self, rows: NDArray[np.uint8]) -> Arrays:
         """[B, nbytes] rows -> the session's state inputs."""
         arrays, start = {}, 0
-        for spec, size in zip(self.specs, self.sizes, strict=True):
+        for spec, shape, size in zip(self.specs, self.shapes, self.sizes, strict=True):
             part = np.ascontiguousarray(rows[:, start : start + size])
-            arrays[spec.name] = part.view(spec.dtype).reshape(len(rows), *spec.shape[1:])  # type: ignore[arg-type]
+            arrays[spec.name] = part.view(spec.dtype).reshape(len(rows), *shape)
             start += size
         return arrays
 
     def rows(self, results: Arrays) -> NDArray[np.uint8]:
         """The session's new state -> [B, nbytes] rows."""
         count = len(results[f"new_{self.specs[0].name}"]) if self.specs else 0
-        parts = [np.ascontiguousarray(results[f"new_{spec.name}"]).view(np.uint8).reshape(count, -1) for spec in self.specs]
+        parts = [
+            np.ascontiguousarray(results[f"new_{spec.name}"]).view(np.uint8).reshape(count, -1) for spec in self.specs
+        ]
         return np.concatenate(parts, axis=1) if parts else np.zeros((count, 0), np.uint8)
 
 
@@ -70,7 +75,14 @@ class CardStates:
         for card, slot in self._slots.items():
             yield card, self._rows[slot].tobytes()
 
-    def advance(self, session: Session, cards: NDArray[np.int64], time: NDArray[np.int64], features: NDArray[np.float32], before: NDArray[np.uint8] | None = None) -> NDArray[np.float64]:
+    def advance(
+        self,
+        session: Session,
+        cards: NDArray[np.int64],
+        time: NDArray[np.int64],
+        features: NDArray[np.float32],
+        before: NDArray[np.uint8] | None = None,
+    ) -> NDArray[np.float64]:
         """Scores events in time order and moves their cards' states on.
 
         A card's events go one after the other, different cards side by side: round k takes the k-th event of each.
@@ -99,7 +111,9 @@ class CardStates:
                 rows = order[starts[part] + k]
                 if before is not None:
                     before[rows] = self._rows[slots[part]]
-                results = session({"features": features[rows], "time": days[rows], **self.layout.arrays(self._rows[slots[part]])})
+                results = session(
+                    {"features": features[rows], "time": days[rows], **self.layout.arrays(self._rows[slots[part]])}
+                )
                 logits[rows] = results["logit"]
                 self._rows[slots[part]] = self.layout.rows(results)
         return logits

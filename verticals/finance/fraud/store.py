@@ -18,17 +18,18 @@ from typing import Literal, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from core import errors
 from core.errors import DataError, VerticalsError
 from verticals.finance.fraud.features import Events, Floats, Ints
 
 Side = Literal["customer", "terminal"]
 
 
-class Conflict(DataError):
+class Conflict(errors.Conflict):
     """A transaction that contradicts what the store holds: an id with another content, or a time before the newest."""
 
     def __init__(self, message: str, *, transaction: str, newest: int | None = None) -> None:
-        super().__init__(message)
+        super().__init__(message, **({} if newest is None else {"newest_time": moment(newest)}))
         self.transaction = transaction
         self.newest = newest
         """Microseconds: the time of the card's newest event, where the transaction came too late; else None."""

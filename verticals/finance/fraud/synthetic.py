@@ -148,6 +148,7 @@ def _nearest(config: SyntheticConfig, rng: np.random.Generator) -> NDArray[np.in
 def _compromised(count: int, num_days: int, share: float, length: int, rng: np.random.Generator) -> NDArray[np.bool_]:
     """[count, days] whether a terminal or card is compromised: it starts by chance and lasts `length` days."""
     begun = rng.random((count, num_days)) < share
-    total = np.cumsum(begun, axis=1)
-    total[:, length:] -= total[:, :-length].copy() if length < num_days else 0
+    total = np.cumsum(begun, axis=1, dtype=np.int64)
+    if length < num_days:
+        total[:, length:] -= total[:, :-length].copy()
     return total > 0

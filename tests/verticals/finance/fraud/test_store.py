@@ -22,7 +22,14 @@ CARD, OTHER_CARD, SHOP, OTHER_SHOP = 2**63 - 1, -(2**63), -1, 7
 
 
 def event(
-    id: str, minute: int = 0, *, card: int = CARD, shop: int = SHOP, amount: float = 10.0, fraud: int = -1, extra: bytes | None = None
+    id: str,
+    minute: int = 0,
+    *,
+    card: int = CARD,
+    shop: int = SHOP,
+    amount: float = 10.0,
+    fraud: int = -1,
+    extra: bytes | None = None,
 ) -> Event:
     return Event(id, START + minute * 60_000_000, card, shop, amount, fraud, extra, b'{"id": "%s"}' % id.encode())
 
@@ -68,7 +75,9 @@ def test_the_first_answer_is_kept_and_nothing_counts_twice(store: EventStore) ->
     done = store.commit([first, second], decisions=[line(first), line(second)], states={CARD: b"s1"}, version="v1")
     assert [(c.seq, c.answer, c.new) for c in done] == [(1, first.answer, True), (2, second.answer, True)]
     again = first._replace(answer=b"another", fraud=1)
-    assert store.commit([again], decisions=[line(again)], states={CARD: b"s2"}, version="v1") == [(1, first.answer, False)]
+    assert store.commit([again], decisions=[line(again)], states={CARD: b"s2"}, version="v1") == [
+        (1, first.answer, False)
+    ]
     assert store.count() == 2
     assert store.answers(["a", "b", "c"]) == {"a": (first.digest, first.answer), "b": (second.digest, second.answer)}
     assert store.states("v1", [CARD]) == {CARD: b"s1"}
@@ -79,7 +88,12 @@ def test_the_first_answer_is_kept_and_nothing_counts_twice(store: EventStore) ->
 
 def test_an_id_with_another_content_is_refused(store: EventStore) -> None:
     store.commit([event("a", extra=b"{}")])
-    for other in (event("a", extra=b"{ }"), event("a", amount=10.01, extra=b"{}"), event("a", 1, extra=b"{}"), event("a")):
+    for other in (
+        event("a", extra=b"{ }"),
+        event("a", amount=10.01, extra=b"{}"),
+        event("a", 1, extra=b"{}"),
+        event("a"),
+    ):
         with pytest.raises(Conflict, match="'a' was sent before with another content") as caught:
             store.commit([event("b", 2), other])
         assert (caught.value.transaction, caught.value.newest) == ("a", None)
@@ -90,7 +104,7 @@ def test_an_event_older_than_its_cards_newest_is_refused_with_all_beside_it(stor
     newest = event("a", 10)
     store.commit([newest, event("b", 3, card=OTHER_CARD)])
     old, beside = event("old", 9, shop=OTHER_SHOP), event("beside", 9, card=3)
-    with pytest.raises(Conflict, match="'old' is of 2018-05-01T00:09.*newest event at 2018-05-01T00:10") as caught:
+    with pytest.raises(Conflict, match=r"'old' is of 2018-05-01T00:09.*newest event at 2018-05-01T00:10") as caught:
         store.commit([beside, old], states={3: b"s"}, version="v1", decisions=[line(beside), line(old)])
     assert (caught.value.transaction, caught.value.newest) == ("old", newest.time)
     assert store.answers(["old", "beside"]) == {}
@@ -103,7 +117,9 @@ def test_an_event_older_than_its_cards_newest_is_refused_with_all_beside_it(stor
 
 
 def test_pasts_are_in_time_order_and_fit_the_features(store: EventStore) -> None:
-    store.commit([event("a", 10), event("b", 5, card=OTHER_CARD, amount=2.5), event("c", 10, card=3), event("d", 10, card=4)])
+    store.commit(
+        [event("a", 10), event("b", 5, card=OTHER_CARD, amount=2.5), event("c", 10, card=3), event("d", 10, card=4)]
+    )
     store.commit([event("e", 11, shop=OTHER_SHOP)])
     shop = store.history("terminal", SHOP, 0)
     assert shop.other.tolist() == [OTHER_CARD, CARD, 3, 4], "time order, ties in the order of arrival"
@@ -200,7 +216,11 @@ def test_states_by_version(store: EventStore) -> None:
 
 
 def test_replay_gives_arrival_order_in_chunks(store: EventStore) -> None:
-    events = [event("a", 5, extra=b"{}"), event("b", 3, card=OTHER_CARD, amount=0.1, fraud=1), event("c", 9, shop=OTHER_SHOP)]
+    events = [
+        event("a", 5, extra=b"{}"),
+        event("b", 3, card=OTHER_CARD, amount=0.1, fraud=1),
+        event("c", 9, shop=OTHER_SHOP),
+    ]
     store.commit(events)
     chunks = list(store.replay(size=2, ids=True))
     assert [c.seqs.tolist() for c in chunks] == [[1, 2], [3]]
@@ -218,7 +238,9 @@ def test_replay_gives_arrival_order_in_chunks(store: EventStore) -> None:
 def history(rows: int = 60, *, first: int = 0) -> list[Event]:
     extras = [None, b'{"mcc": 5}']
     return [
-        event(f"h{n}", n // 2, card=n % 5, shop=n % 4, amount=n / 7, fraud=n % 9 == 0, extra=extras[n % 2])._replace(answer=None)
+        event(f"h{n}", n // 2, card=n % 5, shop=n % 4, amount=n / 7, fraud=n % 9 == 0, extra=extras[n % 2])._replace(
+            answer=None
+        )
         for n in range(first, rows)
     ]
 
@@ -284,7 +306,10 @@ def test_rows_that_are_there_are_skipped_and_counted(store: EventStore) -> None:
 
 def test_unsorted_history_names_the_row(store: EventStore) -> None:
     events = history()
-    for rows, name in (([0, 1, 8, 4, 9], "row 3 .transaction 'h4'"), ([0, 1, 2, 3, 4, 5, 16, 9], "row 7 .transaction 'h9'")):
+    for rows, name in (
+        ([0, 1, 8, 4, 9], "row 3 .transaction 'h4'"),
+        ([0, 1, 2, 3, 4, 5, 16, 9], "row 7 .transaction 'h9'"),
+    ):
         with pytest.raises(DataError, match=f"{name}.*sort by time"):
             store.load(chunks([events[row] for row in rows]), source=name)
 

@@ -2,80 +2,103 @@
 
 from __future__ import annotations
 
+import hashlib
+import multiprocessing
 import random
-import subprocess
-import sys
 import time
+from multiprocessing.connection import Connection
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
-from verticals.finance.fraud.store_embedded import EmbeddedStore
-
-NUM_EVENTS = 1500
-STREAM = """
-import hashlib, sys
-from core.errors import DataError
 from verticals.finance.fraud.store import Decision, Event
 from verticals.finance.fraud.store_embedded import EmbeddedStore
 
-with EmbeddedStore(sys.argv[1]) as store:
-    print("open", flush=True)
-    for n in range(int(sys.argv[2])):
-        event = Event(f"t{n}", 1_000_000 * n, n % 7, n % 3, n / 9, answer=b"answer %d" % n)
-        card = event.customer
-        if event.id not in store.answers([event.id]):
-            before = store.states("v", [card]).get(card, b"")
-            state = hashlib.sha256(before + event.digest).digest()  # holds every event of the card, in order, once
-            store.commit([event], states={card: state}, version="v", expected={("customer", card): store.history("customer", card, 0).revision},
-                         decisions=[Decision(event.time, "v", 0.5, "allow", b"[]", event.digest)])
-        if n % 5 == 0:
-            store.label(f"t{n // 2}", n % 2, event.time)
-        print(n, flush=True)
-"""
+NUM_EVENTS, NUM_KILLS = 300, 8
+PROCESSES = multiprocessing.get_context("forkserver")
+PROCESSES.set_forkserver_preload(["verticals.finance.fraud.store_embedded"])
 
 
-def start(path: Path) -> subprocess.Popen[str]:
-    return subprocess.Popen([sys.executable, "-c", STREAM, str(path), str(NUM_EVENTS)], stdout=subprocess.PIPE, text=True)
+def stream(path: Path, acknowledge: Connection) -> None:
+    """Commit all events that are not there yet, as the service would, and say each number once it is durable."""
+    with EmbeddedStore(path) as store:
+        acknowledge.send(-1)
+        for n in range(NUM_EVENTS):
+            event = Event(f"t{n}", 1_000_000 * n, n % 7, n % 3, n / 9, answer=b"answer %d" % n)
+            card = event.customer
+            if event.id not in store.answers([event.id]):
+                before = store.states("v", [card]).get(card, b"")
+                store.commit(
+                    [event],  # its state depends on every event of the card, in order: one too many would show
+                    states={card: hashlib.sha256(before + event.digest).digest()},
+                    version="v",
+                    decisions=[Decision(event.time, "v", 0.5, "allow", b"[]", event.digest)],
+                    expected={("customer", card): store.history("customer", card, 0).revision},
+                )
+            if n % 5 == 0:
+                store.label(f"t{n // 2}", 1, event.time)
+            acknowledge.send(n)
 
 
-def end_state(store: EmbeddedStore) -> dict[str, Any]:
-    (replay,) = store.replay(ids=True)
-    return {
-        "ids": replay.ids,
-        "seqs": replay.seqs.tolist(),
-        "labels": replay.events.fraud.tolist(),
-        "states": store.states("v", range(7)),
-        "versions": store.versions(),
-        "decisions": [line for lines in store.decisions() for line in lines],
-        "answers": store.answers(replay.ids or []),
-        "pasts": [[column.tolist() for column in store.history("terminal", code, 0)[:4]] for code in range(3)],
-        "totals": (store.count(), store.span(), store.last),
-    }
+def start(path: Path) -> tuple[ForkServerProcess, Connection]:
+    here, there = PROCESSES.Pipe(duplex=False)
+    child = PROCESSES.Process(target=stream, args=(path, there))
+    child.start()
+    there.close()
+    assert here.recv() == -1
+    return child, here
+
+
+def rest(acknowledged: Connection) -> list[int]:
+    said = []
+    try:
+        while True:
+            said.append(acknowledged.recv())
+    except (EOFError, OSError):  # the end, or a message cut short
+        return said
+
+
+def end_state(path: Path) -> dict[str, Any]:
+    with EmbeddedStore(path) as store:
+        store.verify()
+        (replay,) = store.replay(ids=True)
+        return {
+            "ids": replay.ids,
+            "seqs": replay.seqs.tolist(),
+            "labels": replay.events.fraud.tolist(),
+            "changes": store.labels_since(0),
+            "states": store.states("v", range(7)),
+            "versions": store.versions(),
+            "decisions": [line for lines in store.decisions() for line in lines],
+            "answers": store.answers(replay.ids or []),
+            "pasts": [[column.tolist() for column in store.history("terminal", code, 0)[:4]] for code in range(3)],
+            "totals": (store.count(), store.span(), store.last),
+        }
 
 
 def test_no_acknowledged_event_is_lost_and_none_counts_twice(tmp_path: Path) -> None:
     seed = random.SystemRandom().randrange(2**32)
-    chance, path, acknowledged, kills = random.Random(seed), tmp_path / "killed.db", -1, 0
-    for _ in range(6):
-        with start(path) as child:
-            assert child.stdout
-            assert child.stdout.readline() == "open\n", f"seed {seed}"
-            time.sleep(chance.uniform(0.0, 0.12))
-            child.kill()
-            said = [int(line) for line in child.stdout.read().splitlines(keepends=True) if line.endswith("\n")]
-        kills += child.returncode == -9
-        acknowledged = max([acknowledged, *said])
+    chance, path, acknowledged = random.Random(seed), tmp_path / "killed.db", -1
+    for _ in range(NUM_KILLS):
+        child, heard = start(path)
+        further = acknowledged + chance.randrange(1, NUM_EVENTS // NUM_KILLS - 2)
+        while heard.recv() < further:
+            pass
+        time.sleep(chance.uniform(0.0, 0.004))
+        child.kill()
+        child.join()
+        assert child.exitcode == -9, f"seed {seed}: killed in the middle"
+        acknowledged = max([further, *rest(heard)])
         with EmbeddedStore(path) as store:
             store.verify()
             ids = [id for replay in store.replay(ids=True) for id in replay.ids or []]
             assert len(ids) in (acknowledged + 1, acknowledged + 2), f"seed {seed}: at most the one in flight is more"
             assert ids == [f"t{n}" for n in range(len(ids))], f"seed {seed}"
             assert all(answer == b"answer " + id[1:].encode() for id, (_, answer) in store.answers(ids).items())
-    assert kills >= 3, f"seed {seed}: the stream must be cut, not finished"
-    for name in ("killed.db", "whole.db"):
-        with start(tmp_path / name) as child:
-            assert child.communicate(timeout=120)[0].endswith(f"{NUM_EVENTS - 1}\n")
-            assert child.returncode == 0
-    with EmbeddedStore(path) as killed, EmbeddedStore(tmp_path / "whole.db") as whole:
-        assert end_state(killed) == end_state(whole)
-        assert end_state(whole)["ids"] == [f"t{n}" for n in range(NUM_EVENTS)]
+    for whole in (path, tmp_path / "whole.db"):
+        child, heard = start(whole)
+        assert rest(heard)[-1] == NUM_EVENTS - 1
+        child.join()
+        assert child.exitcode == 0
+    assert end_state(path) == end_state(tmp_path / "whole.db"), f"seed {seed}"
+    assert end_state(path)["ids"] == [f"t{n}" for n in range(NUM_EVENTS)]

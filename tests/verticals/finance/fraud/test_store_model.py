@@ -80,6 +80,8 @@ EVENT = st.builds(
     terminal=st.integers(0, 1),
     amount=st.sampled_from([1.0, 1.0, 2.5]),
     fraud=st.sampled_from([-1, 0, 1]),
+    extra=st.sampled_from([None, b"{}"]),
+    answer=st.none(),
 )
 BATCH = st.lists(EVENT, max_size=3, unique_by=lambda e: e.id)
 CALL = st.one_of(
@@ -104,9 +106,12 @@ def run(store: EventStore, model: Model, number: int, name: str, given: Any) -> 
         if name == "load":
             fine = [e for e in given if e.time >= model.floor]
             said = model.commit(fine, loading=True)
-            columns = [np.array([getattr(e, name) for e in given], np.int64) for name in ("time", "customer", "terminal")]
+            columns = [
+                np.array([getattr(e, name) for e in given], np.int64) for name in ("time", "customer", "terminal")
+            ]
             labels = np.array([e.fraud for e in given], np.int8)
-            chunk = Chunk([e.id for e in given], Events(*columns, np.array([e.amount for e in given], np.float64), labels))
+            events = Events(*columns, np.array([e.amount for e in given], np.float64), labels)
+            chunk = Chunk([e.id for e in given], events, [e.extra for e in given])
             done = store.load([chunk], source=str(number))
             return (done.rows, done.expired), (len(given), len(given) - len(fine)) if said == "done" else said
         if name == "label":
@@ -148,7 +153,7 @@ def check(store: EventStore, model: Model) -> None:
 
 
 @pytest.mark.parametrize("kind", ["embedded", "redis"])
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(calls=st.lists(CALL, max_size=14))
 def test_a_store_equals_its_model(
     kind: str, calls: list[tuple[str, Any]], request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory

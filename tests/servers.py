@@ -1,0 +1,87 @@
+"""Real servers as pytest fixtures: child processes on 127.0.0.1 and a free port, data in a temporary folder.
+
+A server that is not installed skips its tests, saying so; where `CI` is set it fails them. Load it in a test module with
+`pytest_plugins = ("tests.servers",)`.
+"""
+
+from __future__ import annotations
+
+import os
+import pwd
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+
+def missing(reason: str) -> None:
+    """Skips the test, or fails it where everything must be installed."""
+    if os.environ.get("CI"):
+        pytest.fail(f"{reason} (CI is set: every server must be there)")
+    pytest.skip(reason)
+
+
+def free_port() -> int:
+    """A port of 127.0.0.1 that nobody listens on."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[str]:
+    """SQLAlchemy URL of an empty PostgreSQL database, with a password in it."""
+    binaries = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"), key=lambda path: int(path.parts[-3]))
+    if not binaries:
+        missing("PostgreSQL is not installed: no /usr/lib/postgresql/*/bin/initdb")
+    owner: list[str] = []
+    if os.geteuid() == 0:
+        try:
+            user = pwd.getpwnam("postgres")
+        except KeyError:
+            missing("PostgreSQL refuses to run as root, and there is no user postgres")
+        owner = ["setpriv", f"--reuid={user.pw_uid}", f"--regid={user.pw_gid}", "--clear-groups"]
+        if shutil.which("setpriv") is None:
+            missing("PostgreSQL refuses to run as root, and setpriv is not installed")
+    folder = Path(tempfile.mkdtemp(prefix="postgres-"))
+    process: subprocess.Popen[bytes] | None = None
+    try:
+        folder.chmod(0o711)
+        data, password = folder / "data", folder / "password"
+        data.mkdir(mode=0o700)
+        password.write_text("s3cret-word\n")
+        if owner:
+            shutil.chown(data, user.pw_uid, user.pw_gid)
+            shutil.chown(password, user.pw_uid, user.pw_gid)
+        settings = ["--auth=scram-sha-256", "--username=bank", f"--pwfile={password}", "--encoding=UTF8", "--locale=C"]
+        initdb = [*owner, str(binaries[-1]), f"--pgdata={data}", "--no-sync", *settings]
+        subprocess.run(initdb, check=True, capture_output=True, cwd=data)
+        port = free_port()
+        options = ["-h", "127.0.0.1", "-p", str(port), "-c", "unix_socket_directories=", "-c", "fsync=off"]
+        with (folder / "log").open("wb") as log:
+            server = [*owner, str(binaries[-1].with_name("postgres")), "-D", str(data), *options]
+            process = subprocess.Popen(server, stdout=log, stderr=log, cwd=data)
+        _wait(process, port, folder / "log")
+        yield f"postgresql+psycopg://bank:s3cret-word@127.0.0.1:{port}/postgres"
+    finally:
+        if process is not None:
+            process.send_signal(signal.SIGINT)
+            process.wait(timeout=30)
+        shutil.rmtree(folder)
+
+
+def _wait(process: subprocess.Popen[bytes], port: int, log: Path, seconds: float = 30.0) -> None:
+    """Until the server accepts connections; raises with its log where it ends or takes too long."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end and process.poll() is None:
+        with socket.socket() as client:
+            if client.connect_ex(("127.0.0.1", port)) == 0:
+                return
+        time.sleep(0.05)
+    raise RuntimeError(f"the server does not answer on port {port}:\n{log.read_text(errors='replace')[-2000:]}")

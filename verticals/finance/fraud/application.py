@@ -1,0 +1,107 @@
+"""Card fraud as an `Application`: what the verbs, the tests and the service need to know of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from core.contract import Application
+from core.data.ordered import Ordered
+from verticals.finance.fraud.config import RECIPES, FraudConfig
+from verticals.finance.fraud.data import FraudData
+from verticals.finance.fraud.evaluation import constants, evaluate
+from verticals.finance.fraud.history import load_history
+from verticals.finance.fraud.model import FraudNet, ScoreStep
+from verticals.finance.fraud.predictor import FraudPredictor
+from verticals.finance.fraud.records import read_events, schema
+from verticals.finance.fraud.requests import Transaction
+from verticals.finance.fraud.synthetic import write_synthetic
+from verticals.finance.fraud.task import FraudTask
+
+
+def task(config: FraudConfig, data: FraudData) -> FraudTask:
+    """The network, sized for the pipeline's columns, with its loss."""
+    return FraudTask(FraudNet(config.model, len(data.pipeline.feature_names)), config.loss)
+
+
+def model(config: FraudConfig, made: Mapping[str, Any]) -> FraudNet:
+    """The network without weights."""
+    return FraudNet(config.model, len(made["usual"]))
+
+
+def answers(predictor: FraudPredictor, config: FraudConfig, source: str) -> Iterator[dict[str, NDArray[Any]]]:
+    """Score and decision of every row of a file, in time order."""
+    data = config.data
+    with Ordered(
+        source, schema(data.columns, ignore=data.ignore_columns, numeric=data.numeric, categorical=data.categorical)
+    ) as rows:
+        for scores in predictor.stream(read_events(rows)):
+            yield {
+                "transaction_id": scores.ids.astype(str),
+                "time": scores.events.time.astype("datetime64[us]"),
+                "score": scores.score,
+                "decision": np.where(scores.alert, "alert", "pass"),
+                "threshold": np.full(len(scores.score), predictor.threshold),
+                "version": np.full(len(scores.score), predictor.version),
+            }
+
+
+def check(config: FraudConfig, source: str) -> dict[str, Any]:
+    """Reads a file whole: rows, span, cards, terminals, frauds; raises DataError at the first fault."""
+    data = FraudData(config, sources=[source])
+    events = data.events
+    found = {
+        **data.fingerprint,
+        "customers": len(np.unique(events.customer)),
+        "terminals": len(np.unique(events.terminal)),
+        "frauds": int((events.fraud == 1).sum()),
+        "unlabelled": int((events.fraud < 0).sum()),
+        "total_amount": round(float(events.amount.sum()), 2),
+    }
+    return {**found, "text": "\n".join(f"{key:<14}{value}" for key, value in found.items())}
+
+
+def synthesize(config: FraudConfig, path: Path) -> dict[str, Any]:
+    """Writes synthetic transactions (.parquet or .csv)."""
+    found = write_synthetic(config.data.synthetic, path)
+    return {
+        "path": str(path),
+        **found,
+        "text": f"{path}: " + ", ".join(f"{value} {key}" for key, value in found.items()),
+    }
+
+
+def example() -> Transaction:
+    """A transaction of a card that nobody has seen."""
+    return Transaction.model_validate(Transaction.model_config["json_schema_extra"]["examples"][0])  # type: ignore[index]
+
+
+def deployed(net: Any) -> torch.nn.Module:
+    """One event a card, with the carried state in and out."""
+    return ScoreStep(net)
+
+
+APPLICATION = Application(
+    name="finance.fraud",
+    title="Card fraud",
+    recipes=RECIPES,
+    data=FraudData,
+    task=task,
+    constants=constants,
+    model=model,
+    deployed=deployed,
+    predictor=FraudPredictor,
+    evaluate=evaluate,
+    samples=lambda config, source: FraudData(config, sources=[source]),
+    answers=answers,
+    check=check,
+    synthesize=synthesize,
+    remember=load_history,
+    example=example,
+    card=Path(__file__).parent / "README.md",
+)
