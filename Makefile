@@ -31,7 +31,7 @@ $(BIN)/uv:
 
 # A vertical's own lock holds the same versions as the development lock, so one environment can take both.
 .venv/.%: requirements/%.lock pyproject.toml | $(BIN)/uv
-	$(BIN)/uv pip install -q --python $(BIN)/python --require-hashes -r $<
+	$(BIN)/uv pip install -q --python $(BIN)/python --require-hashes --compile-bytecode -r $<
 	$(BIN)/uv pip install -q --python $(BIN)/python --no-deps -e .
 	touch $@
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,7 @@ def table_of(rows: Rows) -> pa.Table:
 def record_of(table: pa.Table, cuts: list[int] | None = None) -> dict[str, Any]:
     fingerprint = Fingerprint(["a.csv"], time="time")
     places = [0, *sorted(min(cut, len(table)) for cut in cuts or []), len(table)]
-    for start, stop in zip(places[:-1], places[1:], strict=True):
+    for start, stop in itertools.pairwise(places):
         fingerprint.update(table.slice(start, stop - start))
     return fingerprint.record()
 

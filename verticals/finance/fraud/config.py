@@ -80,7 +80,7 @@ def debug() -> FraudConfig:
             synthetic=SyntheticConfig(num_customers=120, num_terminals=150, num_days=70), validation_days=7, test_days=7
         ),
         features=FeatureConfig.of_size("small"),
-        sampler=SamplerConfig(batch_size=32, chunk=32, context=32, span=32),
+        sampler=SamplerConfig(batch_size=32, chunk=16, context=32, span=32),
         model=ModelConfig(num_embedding=16, num_hidden=16, num_states=8, num_features_hidden=32, dropout=0.0),
         fit=FitConfig(epochs=3, optim=OptimConfig(lr=3e-3)),
     )
