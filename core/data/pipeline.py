@@ -250,7 +250,7 @@ class DataPipeline:
                 raise ValueError("columns and transforms do not fit together")
             pipeline._block = int(record["block"])
             pipeline._plan()
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (LookupError, TypeError, ValueError, AttributeError) as error:
             raise ArtifactError(f"the record of a pipeline is damaged ({error}); train again") from None
         return pipeline
 

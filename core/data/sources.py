@@ -1,7 +1,7 @@
 """Files and databases as one stream of validated chunks of bounded size, in the order of the source.
 
-A source is a path (`.csv`, `.jsonl`, `.ndjson`, `.parquet`, `.pq`; text also with `.gz`) or a SQLAlchemy URL with a
-table or query: `postgresql+psycopg://user@host/bank::transactions`. Time order and unique keys: see `ordered`.
+A source is a path (`.csv`; `.jsonl`, `.ndjson`, `.json` with one object a line; `.parquet`, `.pq`; text also `.gz`) or a
+SQLAlchemy URL with a table or query: `postgresql+psycopg://user@host/bank::transactions`. Time order and unique keys: see `ordered`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,14 @@ from core.errors import ConfigError, DataError
 
 CHUNK_ROWS = 65_536
 
-_FORMATS = {".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet", ".pq": "parquet"}
+_FORMATS = {
+    ".csv": "csv",
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".json": "jsonl",
+    ".parquet": "parquet",
+    ".pq": "parquet",
+}
 _DATABASE = re.compile(
     r"(?P<uri>[a-z][\w+.-]*://(?:\[[^\]]*\]|[^\[])*?)(?:::(?P<statement>.*))?", re.DOTALL | re.IGNORECASE
 )

@@ -119,17 +119,15 @@ def test_columns_find_their_transforms() -> None:
     pipeline = DataPipeline(
         transforms=[FeatureScaler("minmax", columns=["age"]), FeatureScaler(), CategoricalEncoder()]
     ).fit(columns)
-    assert pipeline.feature_names == ["amount", "city=Bonn", "city=Köln", "city=Ulm", "age", "constant"] or set(
-        pipeline.feature_names[1:4]
-    ) == {"city=Bonn", "city=Köln", "city=Ulm"}
+    cities = sorted(set(columns["city"]), key=lambda city: -(columns["city"] == city).sum())
+    assert pipeline.feature_names == ["amount", *(f"city={city}" for city in cities), "age", "constant"]
     matrix = pipeline.transform(columns)
     assert matrix.dtype == np.float32
     assert matrix.shape == (500, 6)
     assert (matrix[:, 4].min(), matrix[:, 4].max()) == (0.0, 1.0)
     assert abs(matrix[:, 0].mean()) < 1e-6
     assert (matrix[:, 5] == 0).all()
-    cities = [pipeline.feature_names[1 + k].removeprefix("city=") for k in matrix[:, 1:4].argmax(axis=1)]
-    assert cities == columns["city"].tolist()
+    assert [cities[k] for k in matrix[:, 1:4].argmax(axis=1)] == columns["city"].tolist()
     shuffled = {name: columns[name] for name in reversed(columns)}
     np.testing.assert_array_equal(pipeline.transform(shuffled), matrix)
 
@@ -205,7 +203,7 @@ def test_fitting_on_test_days_is_refused() -> None:
 
 def test_sources_become_a_matrix(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("at,age,city,bought\n2018-04-01,20,Ulm,1\n2018-04-02,30,Bonn,0\n")
-    (tmp_path / "b.json").write_text("{}")
+    (tmp_path / "b.xlsx").write_text("{}")
     (tmp_path / "b.jsonl").write_text('{"at": "2018-04-03", "age": 70, "city": "Paris", "bought": 1}\n')
     transforms = [FeatureScaler(method="minmax"), CategoricalEncoder(handle_unknown="ignore")]
     sources = [str(tmp_path / "a.csv"), str(tmp_path / "b.jsonl")]
@@ -222,8 +220,8 @@ def test_sources_become_a_matrix(tmp_path: Path) -> None:
     assert early.fitted_until == until - 86_400_000_000
     with pytest.raises(ConfigError, match="target 'sold' is not a column; the sources have at, age, city, bought"):
         DataPipeline(sources, transforms, "sold").fit_transform()
-    with pytest.raises(DataError, match="unknown kind of file; allowed are .csv, .jsonl"):
-        DataPipeline([str(tmp_path / "b.json")], transforms).fit_transform()
+    with pytest.raises(DataError, match="unknown kind of file; allowed are"):
+        DataPipeline([str(tmp_path / "b.xlsx")], transforms).fit_transform()
     with pytest.raises(ConfigError, match="no source given"):
         DataPipeline([], transforms).fit_transform()
 
@@ -243,7 +241,7 @@ def test_what_is_not_finite_is_named(method: Any, bad: float) -> None:
 
 
 def test_too_large_numbers_are_refused() -> None:
-    with pytest.raises(DataError, match="feature a: values from -1e.308 to 1e.308 are too large to scale"):
+    with pytest.raises(DataError, match=r"feature a: values from -1e\+308 to 1e\+308 are too large to scale"):
         FeatureScaler().fit([np.array([-1e308, 1e308])], ["a"])
 
 

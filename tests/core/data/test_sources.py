@@ -89,7 +89,7 @@ def test_an_absent_optional_column_is_not_known(csv_file: Callable[..., Path]) -
     assert rows(csv_file("1,2018-04-01,a,5", header="ID,AT,CARD,AMOUNT")).column("fraud").to_pylist() == [-1]
 
 
-@pytest.mark.parametrize("name", ["rows.csv", "rows.csv.gz", "rows.jsonl", "rows.ndjson.gz", "rows.parquet", "rows.PQ"])
+@pytest.mark.parametrize("name", ["rows.csv", "rows.csv.gz", "rows.json", "rows.ndjson.gz", "rows.parquet", "rows.PQ"])
 def test_every_kind_of_file_gives_the_same_rows(tmp_path: Path, name: str, big: pa.Table) -> None:
     path = tmp_path / name
     write_as(big, path)
@@ -570,7 +570,7 @@ def write_as(table: pa.Table, path: Path) -> None:
     plain = path.with_suffix("") if path.suffix == ".gz" else path
     if plain.suffix == ".csv":
         pyarrow.csv.write_csv(table, plain)
-    elif plain.suffix in (".jsonl", ".ndjson"):
+    elif plain.suffix in (".json", ".ndjson"):
         plain.write_text("".join(json.dumps({**row, "at": row["at"].isoformat()}) + "\n" for row in table.to_pylist()))
     else:
         pq.write_table(table, plain, row_group_size=30_000)
