@@ -21,6 +21,10 @@ SMALLEST_SCALE = 1e-30
 """A spread below this is none: the column is constant, and becomes zero."""
 
 
+TEMPORARY_CELLS = 1 << 18
+"""Values of a block whose logarithm is held beside it at a time."""
+
+
 class FeatureScaler:
     """Brings numbers to one scale: `(x - center) / scale`, for `log_standard` after `sign(x) * log(1 + |x|)`.
 
@@ -99,11 +103,10 @@ class FeatureScaler:
         if first + len(block) > len(self.names):
             raise ConfigError(f"features {first} to {first + len(block)} of {len(self.names)} fitted ones")
         if self.method == "log_standard":
-            if block.ndim == 1:
-                np.copysign(np.log1p(np.abs(block)), block, out=block)
-            else:
-                for row in block:
-                    np.copysign(np.log1p(np.abs(row)), row, out=row)
+            step = max(1, TEMPORARY_CELLS * len(block) // max(1, block.size))
+            for start in range(0, len(block), step):
+                part = block[start : start + step]
+                np.copysign(np.log1p(np.abs(part)), part, out=part)
         block -= self.center.astype(block.dtype)[place]
         block /= self.scale.astype(block.dtype)[place]
         if self.clip is not None:
