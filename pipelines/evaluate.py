@@ -7,6 +7,7 @@ from typing import Any
 
 from core.evaluation.report import write_report
 from core.run import Run
+from core.training.log import working
 from pipelines.model import open_model
 
 
@@ -30,11 +31,12 @@ def evaluate(
         ArtifactError: no such model, or it is damaged.
     """
     model = open_model(application, version=version, run=run)
-    if input:
-        data, split = model.app.samples(model.config, input), "all"
-    else:
-        data = model.app.data(model.config)
-    evaluation = model.app.evaluate(model.predictor, data, split)
+    with working("scoring, figures with intervals"):
+        if input:
+            data, split = model.app.samples(model.config, input), "all"
+        else:
+            data = model.app.data(model.config)
+        evaluation = model.app.evaluate(model.predictor, data, split)
     if report:
         code = (
             Run(model.path).read_json("manifest.json")["code"]

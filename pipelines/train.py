@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from core.evaluation.report import write_report
 from core.inference.session import TorchSession
 from core.run import Run
 from core.training.checkpoint import Checkpointer
-from core.training.log import Log
+from core.training.log import Log, working
 from core.training.loop import fit
 from verticals import load
 
@@ -93,15 +94,17 @@ def _train(application: str, path: str, device: str) -> None:
     config = next(iter(app.recipes.values()))().from_yaml(run.read_text("config.yaml"))
     strategy = Strategy(pick_device(device))
     seed_everything(config.fit.seed)  # type: ignore[attr-defined]  # every application's Config has `fit`
-    data = app.data(config)
-    task = app.task(config, data)
     main = strategy.rank == 0
+    with working("reading data, computing features") if main else nullcontext():
+        data = app.data(config)
+        task = app.task(config, data)
     if main:
         run.write_json("data.json", data.fingerprint)
     with Log(run.path / "metrics.jsonl" if main else None, quiet=not main) as log:
         fit(task, data, config.fit, strategy=strategy, log=log, checkpointer=Checkpointer(run.path / "checkpoints"))  # type: ignore[attr-defined]
     if main:
-        finish(app, run, config, data, task)
+        with working("calibration, figures with intervals, report"):
+            finish(app, run, config, data, task)
 
 
 def finish(app: Application, run: Run, config: Any, data: Any, task: torch.nn.Module) -> None:
