@@ -1,7 +1,6 @@
 """Real servers as pytest fixtures: child processes on 127.0.0.1 and a free port, data in a temporary folder.
 
-A server that is not installed skips its tests, saying so; where `CI` is set it fails them. Load it in a test module with
-`pytest_plugins = ("tests.servers",)`.
+A server that is not installed skips its tests, saying so; where `CI` is set it fails them. `conftest.py` loads this module.
 """
 
 from __future__ import annotations
@@ -15,6 +14,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -76,12 +76,47 @@ def postgres() -> Iterator[str]:
         shutil.rmtree(folder)
 
 
-def _wait(process: subprocess.Popen[bytes], port: int, log: Path, seconds: float = 30.0) -> None:
-    """Until the server accepts connections; raises with its log where it ends or takes too long."""
+@contextmanager
+def running_redis(folder: Path, port: int | None = None) -> Iterator[str]:
+    """Starts `redis-server` with its data in a folder, gives its URL, and ends it."""
+    if shutil.which("redis-server") is None:
+        missing("redis-server is not installed: apt-get install -y --no-install-recommends redis-server")
+    port = port or free_port()
+    options = {"port": port, "bind": "127.0.0.1", "dir": folder, "save": "", "appendonly": "yes"}
+    command = ["redis-server", *(str(word) for name, value in options.items() for word in (f"--{name}", value))]
+    with (folder / "redis.log").open("wb") as log, subprocess.Popen(command, stdout=log, stderr=log) as server:
+        try:
+            _wait(server, port, folder / "redis.log", ask=b"PING\r\n", answer=b"+PONG")
+            yield f"redis://127.0.0.1:{port}/0"
+        finally:
+            server.terminate()
+            server.wait(10)
+
+
+@pytest.fixture(scope="session")
+def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """URL of a Redis server for the session."""
+    with running_redis(tmp_path_factory.mktemp("redis")) as url:
+        yield url
+
+
+def _wait(
+    process: subprocess.Popen[bytes],
+    port: int,
+    log: Path,
+    seconds: float = 30.0,
+    *,
+    ask: bytes = b"",
+    answer: bytes = b"",
+) -> None:
+    """Until the server accepts connections and answers; raises with its log where it ends or takes too long."""
     end = time.monotonic() + seconds
     while time.monotonic() < end and process.poll() is None:
-        with socket.socket() as client:
-            if client.connect_ex(("127.0.0.1", port)) == 0:
+        with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1) as client:
+            if not ask:
                 return
-        time.sleep(0.05)
+            client.sendall(ask)
+            if client.recv(64).startswith(answer):
+                return
+        time.sleep(0.02)
     raise RuntimeError(f"the server does not answer on port {port}:\n{log.read_text(errors='replace')[-2000:]}")

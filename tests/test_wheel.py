@@ -15,7 +15,6 @@ from pipelines.train import train
 from tests.bento import ROOT, start, stop, wait_until_ready
 
 
-
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The wheel's content as a folder to import from."""
@@ -38,11 +37,17 @@ def test_the_service_runs_from_the_wheel_in_a_foreign_folder(
 ) -> None:
     home = tmp_path / "home"
     monkeypatch.setenv("BENTOML_HOME", str(home))
-    train("finance.fraud", recipe="debug", settings=["fit.max_steps=4"], runs=str(tmp_path / "runs"), alias="production")
+    train(
+        "finance.fraud", recipe="debug", settings=["fit.max_steps=4"], runs=str(tmp_path / "runs"), alias="production"
+    )
     foreign = tmp_path / "foreign"
     foreign.mkdir()
     where = subprocess.run(
-        [sys.executable, "-c", "import verticals, core, pipelines; print(verticals.__file__, core.__file__, pipelines.__file__)"],
+        [
+            sys.executable,
+            "-c",
+            "import verticals, core, pipelines; print(verticals.__file__, core.__file__, pipelines.__file__)",
+        ],
         cwd=foreign,
         env={**os.environ, "PYTHONPATH": str(site)},
         check=True,
@@ -50,7 +55,9 @@ def test_the_service_runs_from_the_wheel_in_a_foreign_folder(
         text=True,
     ).stdout
     assert where.count(str(site)) == 3
-    running = start("verticals.finance:svc", tmp_path / "server", home, environment={"PYTHONPATH": str(site)}, cwd=foreign)
+    running = start(
+        "verticals.finance:svc", tmp_path / "server", home, environment={"PYTHONPATH": str(site)}, cwd=foreign
+    )
     try:
         wait_until_ready(running)
         example = {"transaction_id": "1", "time": "2026-05-04T12:30:00Z", "customer": "c", "terminal": "t", "amount": 1}

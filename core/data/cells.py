@@ -218,6 +218,10 @@ def _instants(column: Column, values: pa.Array) -> pa.Array:
     """Text or timestamps to microseconds; without a zone they are UTC, digits below a microsecond are cut off."""
     given = values.type
     if _is_text(given):
+        try:
+            return pc.cast(values, pa.timestamp("us")).cast(pa.int64())
+        except pa.ArrowInvalid:
+            pass  # some have a zone or more digits, or one is wrong
         values = pc.replace_substring_regex(values, r"(\.\d{6})\d+", r"\1")
         zoned = pc.match_substring_regex(values, _ZONE)
         naive = pc.cast(pc.if_else(zoned, pa.scalar("1970-01-01"), values), pa.timestamp("us"))

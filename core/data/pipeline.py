@@ -9,7 +9,6 @@ copied at a time. Legend: F feature of the block, N row, C column of the matrix.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from operator import ne
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -292,11 +291,7 @@ class DataPipeline:
         """The further columns, where they and the block's names are those fitted on."""
         if not self._names:
             raise ConfigError("the pipeline is not fitted; call fit or from_record first")
-        if (
-            len(names) != self._block
-            or any(map(ne, names, self._names))
-            or columns.keys() != set(self._names[self._block :])
-        ):
+        if [*names] != self._names[: self._block] or columns.keys() != set(self._names[self._block :]):
             given = [*names, *columns]
             missing, extra = [n for n in self._names if n not in given], [n for n in given if n not in self._names]
             raise DataError(

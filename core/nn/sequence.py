@@ -13,6 +13,7 @@ import math
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 
@@ -77,6 +78,10 @@ class RecallLSTM(nn.Module):
         """Width of the output: the hidden state, then for each head what it recalled and its age."""
         if num_heads:
             self.query = nn.Linear(num_hidden, num_heads * (num_hidden + 1))
+            place = torch.arange(num_states)
+            unreal = place < num_states - torch.arange(num_states + 1)[:, None]
+            mask = torch.zeros(num_states + 1, num_states).masked_fill(unreal, -math.inf)
+            self.register_buffer("mask", mask, persistent=False)  # [T + 1, T] what to add to scores, by count
         with torch.no_grad():
             self.gates.bias[num_hidden : 2 * num_hidden].fill_(1.0)  # the forget gate starts open
             for part in self.recurrent.weight.chunk(4):
@@ -124,6 +129,43 @@ class RecallLSTM(nn.Module):
             kept = memory.gather(1, place[:, :, None].expand(-1, -1, self.num_hidden))
             count = state.count + lengths
         return outputs, RecallState(hidden, cell, kept, kept_times, count.clamp(max=num_states))
+
+    def step(self, inputs: Tensor, time: Tensor, state: RecallState) -> tuple[Tensor, RecallState]:
+        """`forward` for one event of each sequence, in few operations: with one event, each costs more than its numbers.
+
+        Args:
+            inputs: [B, I].
+            time: [B] float64 days.
+            state: what was carried here.
+
+        Returns:
+            [B, num_outputs] float32 and the state after the event.
+        """
+        num_hidden, num_states = self.num_hidden, self.num_states
+        given = F.linear(inputs, self.gates.weight, self.gates.bias)
+        gates = torch.addmm(given, state.hidden, self.recurrent.weight.t()).float()
+        take, keep, give, _ = torch.sigmoid(gates).chunk(4, 1)
+        new = torch.tanh(gates.narrow(1, 3 * num_hidden, num_hidden))
+        cell = torch.addcmul(keep * state.cell, take, new)
+        hidden = give * torch.tanh(cell)
+        now = time.unsqueeze(1)
+        carried = RecallState(
+            hidden,
+            cell,
+            torch.cat([state.memory.narrow(1, 1, num_states - 1), hidden.unsqueeze(1)], 1),
+            torch.cat([state.times.narrow(1, 1, num_states - 1), now], 1),
+            (state.count + 1).clamp_max(num_states),
+        )
+        if not self.num_heads:
+            return hidden, carried
+        age = torch.log1p((now - state.times).clamp_min(0) * 24).float()
+        seen = torch.cat([state.memory, age.unsqueeze(2)], 2)  # [B, T, H + 1]
+        query = F.linear(hidden, self.query.weight, self.query.bias).view(-1, self.num_heads, num_hidden + 1)
+        mask = self.get_buffer("mask").index_select(0, state.count).unsqueeze(1)
+        score = torch.baddbmm(mask, query, seen.transpose(1, 2), alpha=1 / math.sqrt(num_hidden + 1)).float()
+        weight = torch.softmax(F.pad(score, (0, 1)), 2)  # the added zero is the score of nothing
+        recalled = torch.bmm(weight.narrow(2, 0, num_states), seen).float()
+        return torch.cat([hidden, recalled.flatten(1)], 1), carried
 
     def _recur(
         self, gates: Tensor, hidden: Tensor, cell: Tensor, lengths: Tensor | None

@@ -88,7 +88,16 @@ def test_a_training_leaves_a_whole_run_and_a_candidate(
     code, result = run(capsys, "train", NAME, *TINY, "--data", str(rows), "--runs", str(tmp_path))
     assert code == 0
     path = Path(result["run"])
-    names = {"config.yaml", "code.json", "data.json", "metrics.jsonl", "model.safetensors", "constants.json", "report.json", "report.html"}
+    names = {
+        "config.yaml",
+        "code.json",
+        "data.json",
+        "metrics.jsonl",
+        "model.safetensors",
+        "constants.json",
+        "report.json",
+        "report.html",
+    }
     assert names <= {file.name for file in path.iterdir()}
     assert json.loads((path / "data.json").read_text())["rows"] == pyarrow.parquet.read_metadata(rows).num_rows
     assert registry.aliases(NAME)["candidate"] == result["version"]
@@ -100,7 +109,9 @@ def test_a_training_leaves_a_whole_run_and_a_candidate(
     assert figure["low"] <= figure["value"] <= figure["high"]
 
 
-def test_a_finished_training_resumed_is_the_same_model(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_finished_training_resumed_is_the_same_model(
+    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     _, first = run(capsys, "train", NAME, *TINY, "--runs", str(tmp_path), "--alias", "none")
     weights = (Path(first["run"]) / "model.safetensors").read_bytes()
     code, again = run(capsys, "train", NAME, "--resume", first["run"], "--alias", "none")
@@ -128,7 +139,9 @@ def test_predict_answers_every_row(
     assert [file.name for file in tmp_path.iterdir()] == [out.name]
 
 
-def test_a_fault_in_the_file_leaves_no_output(home: Path, rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_fault_in_the_file_leaves_no_output(
+    home: Path, rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     table = pyarrow.parquet.read_table(rows)
     amounts = table.column("TX_AMOUNT").to_pylist()
     amounts[1234] = -3.0

@@ -78,13 +78,13 @@ def test_two_workers_lose_nothing_and_count_nothing_twice(server: Server, redis_
     assert store.count() == len(first) == cards * count
     version = registry.resolve(NAME)
     codes = [int(code) for code in key_codes([f"card-{card}" for card in range(cards)])]
-    held = store.states(version.version, codes)
+    held = store.states(version.version, codes).by_customer
     store.close()
     alone = EmbeddedStore(tmp_path / "alone.sqlite", synchronous="normal")
     _, predictor = build(APPLICATION, version.path, version.version, store=alone)
     for k in range(count):
         predictor([Transaction(**transactions(card, count)[k]) for card in range(cards)])
-    states = alone.states(version.version, codes)
+    states = alone.states(version.version, codes).by_customer
     alone.close()
     for code in codes:
         one, other = (predictor.layout.arrays(np.frombuffer(side[code], np.uint8)[None]) for side in (held, states))

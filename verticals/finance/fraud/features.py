@@ -96,7 +96,7 @@ class FeatureConfig(Config):
             )
         if size == "default":
             return cls()
-        steps = tuple(float(round(value, 3)) for value in np.geomspace(0.25, 13.0, 28))
+        steps = tuple(float(round(value, 3)) for value in np.geomspace(0.25, 13.0, 34))
         return cls(
             customer_windows=steps,
             terminal_windows=steps,
@@ -170,6 +170,9 @@ def _deviation(w: Windows, mark: str) -> Floats:
     )
 
 
+PAIR_FACTOR = np.int64(-7_046_029_254_386_353_131)
+"""Odd and far from small numbers: card * factor + terminal, modulo 2 ** 64, tells pairs of 64-bit codes apart."""
+
 STATISTICS: dict[str, Callable[[Windows, str], Floats]] = {
     # with the event itself
     "count": lambda w, mark: w.count + 1.0,
@@ -230,9 +233,13 @@ def current(time: Ints, amount: Floats) -> list[Floats]:
 class Features:
     """The feature set that a `FeatureConfig` defines: names, order, and the two ways to compute it."""
 
-    def __init__(self, config: FeatureConfig) -> None:
+    def __init__(self, config: FeatureConfig, blocks: Sequence[Block] | None = None) -> None:
+        """
+        Args:
+            blocks: a set of one's own instead of the configuration's; its `memory` counts all the same.
+        """
         self.config = config
-        self.blocks = tuple(_blocks(config))
+        self.blocks = tuple(_blocks(config) if blocks is None else blocks)
         self.names = (*CURRENT, *(name for block in self.blocks for name in block.names))
         self.memory = int(config.memory * DAY)
         self.horizon = max(max(block.windows) + block.delay for block in self.blocks) + self.memory
@@ -242,6 +249,13 @@ class Features:
         for block in self.blocks:
             self._groups.setdefault((block.entity, block.delay, block.windows), []).append((block, first))
             first += len(block.windows)
+        self._bounds: dict[Entity, Ints] = {}
+        """By entity: how far back each group's windows reach, and then its delay, one group after the other."""
+        for entity in ("customer", "terminal", "pair"):
+            reaches = [
+                [*(width + delay for width in windows), delay] for own, delay, windows in self._groups if own == entity
+            ]
+            self._bounds[entity] = np.array([bound for reach in reaches for bound in reach], np.int64)
 
     def __len__(self) -> int:
         return len(self.names)
@@ -260,26 +274,24 @@ class Features:
         codes = {
             "customer": events.customer,
             "terminal": events.terminal,
-            "pair": events.customer * (int(events.terminal.max(initial=0)) + 1) + events.terminal,
+            "pair": events.customer * PAIR_FACTOR + events.terminal,
         }
         new = _novelty(events.time, codes["pair"], self.memory)
         for entity, code in codes.items():
-            groups = {key: blocks for key, blocks in self._groups.items() if key[0] == entity}
-            if not groups:
+            wanted: dict[tuple[int, int], list[tuple[Block, int]]] = {}
+            for block, start in (pair for key, blocks in self._groups.items() if key[0] == entity for pair in blocks):
+                for place, width in enumerate(block.windows):
+                    wanted.setdefault((width, block.delay), []).append((block, start + place))
+            if not wanted:
                 continue
-            table = _EntityTable(events, code, new, self.memory)
-            rows = np.flatnonzero(table.order >= first)
-            target = table.order[rows] - first
-            for (_, delay, windows), blocks in groups.items():
-                profile = (
-                    table.window(max(windows), delay)
-                    if any(b.statistic in ("peak", "drift") for b, _ in blocks)
-                    else None
-                )
-                for place, width in enumerate(windows):
-                    window = table.window(width, delay, profile)
-                    for block, start in blocks:
-                        out[start + place, target] = STATISTICS[block.statistic](window, block.mark)[rows]
+            table = _EntityTable(events, code, new, self.memory, first)
+            for (width, delay), rows in wanted.items():
+                window = table.window(width, delay)
+                for block, row in rows:
+                    if block.statistic in ("peak", "drift"):
+                        window.profile = table.profile(max(block.windows), delay)
+                    values = STATISTICS[block.statistic](window, block.mark)
+                    np.take(values.astype(dtype), table.back, out=out[row], mode="clip")  # `clip` spares a copy
         return out
 
     def event(
@@ -294,22 +306,23 @@ class Features:
         """
         out = np.empty(len(self))
         out[: len(CURRENT)] = [float(value) for value in current(np.int64(time), np.float64(amount))]  # type: ignore[arg-type]
+        night, weekend = out[len(CURRENT) - 2 : len(CURRENT)].tolist()
         pair_history = customer_history.only(terminal, self.memory)
         histories = {"customer": customer_history, "terminal": terminal_history, "pair": pair_history}
-        gap = pair_history.gap(time, self.memory)
-        _, night, weekend = clock(np.int64(time))  # type: ignore[arg-type]
-        marks = {
-            "amount": amount,
-            "night": float(night),
-            "weekend": float(weekend),
-            "new": float(gap >= self.memory / DAY),
-        }
+        new = float(pair_history.gap(time, self.memory) >= self.memory / DAY)
         views: dict[Entity, _EventView] = {}
         for (entity, delay, windows), blocks in self._groups.items():
             if entity not in views:
                 history = histories[entity]
-                views[entity] = _EventView(history, time, marks | {"gap": history.gap(time, self.memory)})
-            window = _EventWindows(views[entity], windows, delay)
+                marks = {
+                    "amount": amount,
+                    "gap": history.gap(time, self.memory),
+                    "new": new,
+                    "night": night,
+                    "weekend": weekend,
+                }
+                views[entity] = _EventView(history, time, marks, self._bounds[entity])
+            window = views[entity].take(len(windows), delay)
             for block, start in blocks:
                 out[start : start + len(windows)] = STATISTICS[block.statistic](window, block.mark)
         return out
@@ -383,18 +396,24 @@ def _novelty(time: Ints, pair: Ints, memory: int) -> Floats:
 
 
 class _EntityTable:
-    """A table's events sorted by entity, then time, with prefix sums: what every window of that entity shares."""
+    """A table's events sorted by entity, then time, with prefix sums: what every window of that entity shares.
 
-    def __init__(self, events: Events, code: Ints, new: Floats, memory: int) -> None:
-        self.order = order = np.argsort(code, kind="stable")
+    Legend: N event, n event that features are wanted of (all but the context).
+    """
+
+    def __init__(self, events: Events, code: Ints, new: Floats, memory: int, first: int) -> None:
+        order = np.argsort(code, kind="stable")
+        count = len(order)
         self.time = events.time[order]
         sorted_code = code[order]
-        starts = (
-            np.flatnonzero(np.r_[True, sorted_code[1:] != sorted_code[:-1]]) if len(order) else np.zeros(0, np.int64)
-        )
-        self.group = np.repeat(np.arange(len(starts)), np.diff(np.r_[starts, len(order)]))
-        self.starts = starts
-        gap = np.full(len(order), memory, np.int64)
+        self.starts = np.flatnonzero(np.r_[True, sorted_code[1:] != sorted_code[:-1]]) if count else order
+        self.group = np.repeat(np.arange(len(self.starts)), np.diff(np.r_[self.starts, count]))
+        self.rows = np.flatnonzero(order >= first)
+        """[n] places of the events wanted."""
+        self.back = np.empty(len(self.rows), np.int64)
+        """[n] where each event wanted, in the table's order, stands among `rows`."""
+        self.back[order[self.rows] - first] = np.arange(len(self.rows))
+        gap = np.full(count, memory, np.int64)
         gap[1:] = np.where(sorted_code[1:] == sorted_code[:-1], np.minimum(np.diff(self.time), memory), memory)
         _, night, weekend = clock(self.time)
         self.marks: dict[str, Floats] = {
@@ -406,51 +425,84 @@ class _EntityTable:
             "fraud": (events.fraud[order] == 1).astype(np.float64),
         }
         self.marks["loot"] = self.marks["fraud"] * self.marks["amount"]
-        self.prefixes: dict[tuple[str, int], tuple[Floats, Floats]] = {}
-        self.extremes: dict[tuple[str, int], list[Floats]] = {}
+        self.current = {mark: values[self.rows] for mark, values in self.marks.items()}
+        """[n] each."""
+        self.now = self.time[self.rows]
+        """[n] times of the events wanted."""
+        self._prefixes: dict[tuple[str, int], NDArray[np.complex128]] = {}
+        self._reached: dict[tuple[str, int], NDArray[np.complex128]] = {}
+        self._extremes: dict[tuple[str, int], Floats] = {}
+        self._profiles: dict[tuple[int, int], _TableWindow] = {}
 
-    def window(self, width: int, delay: int, profile: _TableWindow | None = None) -> _TableWindow:
-        low = self._after(self.time - (width + delay))
-        high = self._after(self.time - delay) if delay else np.arange(len(self.time))
-        return _TableWindow(self, low, high, width + delay, profile)
+    def window(self, width: int, delay: int) -> _TableWindow:
+        """A window's bounds for every event wanted, [n]."""
+        low = self._after(self.now - (width + delay))
+        return _TableWindow(self, low, self._after(self.now - delay) if delay else self.rows, width + delay)
+
+    def profile(self, width: int, delay: int) -> _TableWindow:
+        """A window that others are held against: made once."""
+        if (width, delay) not in self._profiles:
+            self._profiles[width, delay] = self.window(width, delay)
+        return self._profiles[width, delay]
+
+    @cached_property
+    def _keys(self) -> list[tuple[int, Ints, slice, Ints]]:
+        """Parts of the table whose groups and times fit one 63-bit key: first place, keys, their part of `rows`, its base."""
+        if not len(self.rows):
+            return []
+        origin, newest = int(self.time.min()) - 1, int(self.time.max())
+        span = newest - origin + 1
+        many = max(1, (2**62) // span)
+        edges = np.r_[self.starts, len(self.time)]
+        parts = []
+        for begin in range(0, len(self.starts), many):
+            places = slice(int(edges[begin]), int(edges[min(begin + many, len(self.starts))]))
+            base = (self.group[places] - begin) * span - origin
+            chosen = slice(*np.searchsorted(self.rows, [places.start, places.stop]).tolist())
+            parts.append((places.start, base + self.time[places], chosen, base[self.rows[chosen] - places.start]))
+        return parts
 
     def _after(self, bound: Ints) -> Ints:
-        """[N] the first place in each event's own group whose time is after `bound`."""
-        if not len(bound):
-            return np.zeros(0, np.int64)
-        origin = int(min(bound.min(), self.time.min()))
-        span = int(self.time.max()) - origin + 1
-        many = max(1, (2**62) // span)  # groups that fit one 63-bit key
+        """[n] the first place in each wanted event's own group whose time is after `bound`."""
         found = np.empty(len(bound), np.int64)
-        edges = np.r_[self.starts, len(bound)]
-        for begin in range(0, len(self.starts), many):
-            rows = slice(edges[begin], edges[min(begin + many, len(self.starts))])
-            base = (self.group[rows] - begin) * span - origin
-            found[rows] = np.searchsorted(base + self.time[rows], base + bound[rows], side="right") + edges[begin]
+        for start, keys, chosen, base in self._keys:
+            clipped = np.maximum(bound[chosen], self.time.min() - 1)
+            found[chosen] = np.searchsorted(keys, base + clipped, side="right") + start
         return found
 
-    def prefix(self, mark: str, power: int) -> tuple[Floats, Floats]:
-        """Running sum of mark ** power and its running rounding error, [N + 1] each (Knuth's two-sum)."""
-        if (mark, power) not in self.prefixes:
+    def prefix(self, mark: str, power: int) -> NDArray[np.complex128]:
+        """[N + 1] running sum of mark ** power and, as the imaginary part, its rounding error (Knuth's two-sum).
+
+        One array for both, so that a window's bound is looked up once.
+        """
+        if (mark, power) not in self._prefixes:
             values = self.marks[mark] ** power
             total = np.r_[0.0, np.cumsum(values)]
             step = np.diff(total)
             error = (total[:-1] - (total[1:] - step)) + (values - step)
-            self.prefixes[mark, power] = total, np.r_[0.0, np.cumsum(error)]
-        return self.prefixes[mark, power]
+            both = np.empty(len(total), np.complex128)
+            both.real, both.imag = total, np.r_[0.0, np.cumsum(error)]
+            self._prefixes[mark, power] = both
+        return self._prefixes[mark, power]
 
-    def extreme(self, mark: str, sign: int) -> list[Floats]:
-        """Sparse table of running maxima of sign * mark: level k covers 2 ** k events."""
-        if (mark, sign) not in self.extremes:
-            levels = [sign * self.marks[mark]]
+    def reached(self, mark: str, power: int) -> NDArray[np.complex128]:
+        """[n] the prefix up to each event wanted: the upper end of every window without a delay."""
+        if (mark, power) not in self._reached:
+            self._reached[mark, power] = self.prefix(mark, power)[self.rows]
+        return self._reached[mark, power]
+
+    def extreme(self, mark: str, sign: int) -> Floats:
+        """[K, N] sparse table of running maxima of sign * mark: level k covers 2 ** k events."""
+        if (mark, sign) not in self._extremes:
             longest = int(np.diff(np.r_[self.starts, len(self.time)]).max(initial=1))
-            while 2 ** len(levels) <= longest:
-                last, half = levels[-1], 2 ** (len(levels) - 1)
-                level = last.copy()
-                level[:-half] = np.maximum(last[:-half], last[half:])
-                levels.append(level)
-            self.extremes[mark, sign] = levels
-        return self.extremes[mark, sign]
+            levels = np.empty((longest.bit_length(), len(self.time)))
+            levels[0] = sign * self.marks[mark]
+            for k in range(1, len(levels)):
+                half = 2 ** (k - 1)
+                levels[k] = levels[k - 1]
+                np.maximum(levels[k - 1, :-half], levels[k - 1, half:], out=levels[k, :-half])
+            self._extremes[mark, sign] = levels
+        return self._extremes[mark, sign]
 
     @cached_property
     def last_fraud(self) -> Ints:
@@ -472,25 +524,24 @@ class _EntityTable:
 
 
 class _TableWindow:
-    """One window for every event of a table: `Windows` with shapes [N]."""
+    """One window for every event wanted of a table: `Windows` with shapes [n]."""
 
-    def __init__(self, table: _EntityTable, low: Ints, high: Ints, reach: int, profile: _TableWindow | None) -> None:
+    def __init__(self, table: _EntityTable, low: Ints, high: Ints, reach: int) -> None:
         self.table, self.low, self.high, self.reach = table, low, high, reach
         self.count = (high - low).astype(np.float64)
-        self._profile = profile
+        self.profile: Windows = self
         self._sums: dict[tuple[str, int], Floats] = {}
-
-    @property
-    def profile(self) -> Windows:
-        return self._profile or self
+        self._extremes: dict[tuple[str, int], Floats] = {}
 
     def current(self, mark: str) -> Floats:
-        return self.table.marks[mark]
+        return self.table.current[mark]
 
     def sum(self, mark: str, power: int = 1) -> Floats:
         if (mark, power) not in self._sums:
-            total, error = self.table.prefix(mark, power)
-            self._sums[mark, power] = (total[self.high] - total[self.low]) + (error[self.high] - error[self.low])
+            prefix = self.table.prefix(mark, power)
+            upper = self.table.reached(mark, power) if self.high is self.table.rows else prefix[self.high]
+            inside = upper - prefix[self.low]
+            self._sums[mark, power] = inside.real + inside.imag
         return self._sums[mark, power]
 
     def square(self, mark: str) -> Floats:
@@ -503,20 +554,24 @@ class _TableWindow:
         return self._extreme(mark, 1)
 
     @cached_property
-    def _level(self) -> Ints:
-        """[N] the largest k with 2 ** k events in the window, -1 for an empty one."""
-        return np.frexp(self.count)[1].astype(np.int64) - 1
+    def _cover(self) -> tuple[Ints, Ints]:
+        """[n] places in the flat sparse table of the two overlapping runs that cover the window (any, for an empty one)."""
+        level = np.maximum(np.frexp(self.count)[1].astype(np.int64) - 1, 0)
+        first = level * len(self.table.time)
+        return first + np.minimum(self.low, len(self.table.time) - 1), first + np.maximum(self.high - (1 << level), 0)
 
     def _extreme(self, mark: str, sign: int) -> Floats:
-        out = np.full(len(self.low), -np.inf)
-        for k, level in enumerate(self.table.extreme(mark, sign)):
-            rows = np.flatnonzero(self._level == k)
-            out[rows] = np.maximum(level[self.low[rows]], level[self.high[rows] - 2**k])
-        return out
+        if (mark, sign) not in self._extremes:
+            table = self.table.extreme(mark, sign).reshape(-1)
+            left, right = self._cover
+            self._extremes[mark, sign] = np.where(
+                self.high > self.low, np.maximum(table[left], table[right]), -np.inf
+            )
+        return self._extremes[mark, sign]
 
     def _age(self, place: Ints, empty: float) -> Floats:
         inside = (place >= self.low) & (place < self.high)
-        age = (self.table.time - self.table.time[np.where(inside, place, 0)]) / DAY
+        age = (self.table.now - self.table.time[np.where(inside, place, 0)]) / DAY
         return np.where(inside, age, empty)
 
     def newest(self) -> Floats:
@@ -527,7 +582,7 @@ class _TableWindow:
 
     @cached_property
     def _run(self) -> Ints:
-        """[N] place of the first event after the newest known genuine one, `high` where that is the newest of all."""
+        """[n] place of the first event after the newest known genuine one, `high` where that is the newest of all."""
         return np.maximum(self.low, self.table.last_genuine[self.high] + 1)
 
     def streak(self) -> Floats:
@@ -546,7 +601,7 @@ class History:
     Columns are views of growing buffers: adding an event costs a copy now and then, never a rebuild.
     """
 
-    COLUMNS = ("time", "amount", "gap", "new", "night", "weekend", "fraud")
+    PLACES = {"amount": 0, "gap": 1, "new": 2, "night": 3, "weekend": 4, "fraud": 5}
 
     def __init__(self, time: Ints, amount: Floats, other: Ints, fraud: NDArray[np.int8], memory: int) -> None:
         """
@@ -581,7 +636,12 @@ class History:
     def mark(self, name: str) -> Floats:
         if name == "loot":
             return self.mark("fraud") * self.mark("amount")
-        return self._marks[self.COLUMNS.index(name) - 1, : self.length]
+        return self._marks[self.PLACES[name], : self.length]
+
+    @property
+    def marks(self) -> Floats:
+        """[mark, n] all of them, in the order of `PLACES`."""
+        return self._marks[:, : self.length]
 
     def gap(self, time: int, memory: int) -> float:
         """Days from the newest event to `time`, at most `memory`."""
@@ -590,13 +650,13 @@ class History:
     def only(self, other: int, memory: int) -> History:
         """The part of this history that shares the other side: the pair's history."""
         rows = np.flatnonzero(self.other == other)
-        return History(
-            self.time[rows],
-            self.mark("amount")[rows],
-            self.other[rows],
-            self.mark("fraud")[rows].astype(np.int8),
-            memory,
-        )
+        part = History.__new__(History)
+        part.length = len(rows)
+        part._time, part._other, part._marks = self._time[rows], self._other[rows], self._marks[:, rows]
+        gap = part._marks[self.PLACES["gap"]]  # the other marks are the same for a part
+        gap[:1] = memory / DAY
+        gap[1:] = np.minimum(part._time[1:] - part._time[:-1], memory) / DAY
+        return part
 
     def append(self, time: int, amount: float, other: int, fraud: int, memory: int) -> None:
         """Remember one event that is not older than the newest."""
@@ -614,38 +674,50 @@ class History:
 
 
 class _EventView:
-    """One entity's history as seen from one event: scans shared by all its windows."""
+    """One entity's history as seen from one event: scans and bounds shared by all its windows."""
 
-    def __init__(self, history: History, time: int, marks: dict[str, float]) -> None:
-        self.history, self.time, self.marks = history, time, marks
-        self.scans: dict[tuple[str, str], Floats] = {}
+    def __init__(self, history: History, time: int, marks: dict[str, float], bounds: Ints) -> None:
+        self.history, self.time, self.marks, self.bounds = history, time, marks, bounds
+        self.places = np.searchsorted(history.time, time - bounds, side="right")
+        """Of each bound: the first event after it."""
+        self._taken = 0
+        self._scans: dict[tuple[str, str], Floats] = {}
+        self._totals: dict[int, Floats] = {}
+
+    def take(self, num_windows: int, delay: int) -> _EventWindows:
+        """The windows of the next group, in the order of `bounds`."""
+        first, last = self._taken, self._taken + num_windows
+        self._taken = last + 1
+        high = int(self.places[last]) if delay else self.history.length
+        return _EventWindows(self, self.places[first:last], high, self.bounds[first:last])
+
+    def totals(self, power: int) -> Floats:
+        """[mark, n + 1] sum of mark ** power (1 or 2) over the newest k events, for every k."""
+        if power not in self._totals:
+            values = self.history.marks[:, ::-1]
+            self._totals[power] = totals = np.zeros((len(values), self.history.length + 1))
+            np.cumsum(values if power == 1 else values * values, axis=1, out=totals[:, 1:])
+        return self._totals[power]
 
     def scan(self, mark: str, kind: str) -> Floats:
         """[n + 1] statistic of the newest k events, for every k."""
-        if (mark, kind) not in self.scans:
+        if (mark, kind) not in self._scans:
             values = self.history.mark(mark)[::-1]
-            if kind == "sum":
-                self.scans[mark, kind] = np.concatenate([[0.0], np.cumsum(values)])
-            elif kind == "square":
-                self.scans[mark, kind] = np.concatenate([[0.0], np.cumsum(values * values)])
-            elif kind == "min":
-                self.scans[mark, kind] = np.concatenate([[np.inf], np.minimum.accumulate(values)])
-            else:
-                self.scans[mark, kind] = np.concatenate([[-np.inf], np.maximum.accumulate(values)])
-        return self.scans[mark, kind]
+            self._scans[mark, kind] = scan = np.empty(len(values) + 1)
+            start, running = {"sum": (0.0, np.add), "min": (np.inf, np.minimum), "max": (-np.inf, np.maximum)}[kind]
+            scan[0] = start
+            running.accumulate(values, out=scan[1:])
+        return self._scans[mark, kind]
 
 
 class _EventWindows:
     """All windows of one entity for one event: `Windows` with shapes [W]."""
 
-    def __init__(self, view: _EventView, windows: tuple[int, ...], delay: int) -> None:
-        times = view.history.time
-        reach = np.array(windows) + delay
-        self.view, self.reach = view, reach
-        self.low = np.searchsorted(times, view.time - reach, side="right")
-        self.high = int(np.searchsorted(times, view.time - delay, side="right")) if delay else len(times)
-        self.count = (self.high - self.low).astype(np.float64)
+    def __init__(self, view: _EventView, low: Ints, high: int, reach: Ints) -> None:
+        self.view, self.low, self.high, self.reach = view, low, high, reach
+        self.count = (high - low).astype(np.float64)
         self._sums: dict[tuple[str, str], Floats] = {}
+        self._all: dict[int, Floats] = {}
 
     @cached_property
     def profile(self) -> Windows:
@@ -656,16 +728,24 @@ class _EventWindows:
 
     def _scan(self, mark: str, kind: str) -> Floats:
         if (mark, kind) not in self._sums:
-            scan, length = self.view.scan(mark, kind), len(self.view.history.time)
+            scan, length = self.view.scan(mark, kind), self.view.history.length
             values = scan[length - self.low]
             self._sums[mark, kind] = values - scan[length - self.high] if self.high < length else values
         return self._sums[mark, kind]
 
+    def _total(self, mark: str, power: int) -> Floats:
+        if power not in self._all:
+            totals, length = self.view.totals(power), self.view.history.length
+            values = totals[:, length - self.low]
+            self._all[power] = values - totals[:, length - self.high, None] if self.high < length else values
+        total: Floats = self._all[power][History.PLACES[mark]]
+        return total
+
     def sum(self, mark: str) -> Floats:
-        return self._scan(mark, "sum")
+        return self._scan(mark, "sum") if mark == "loot" else self._total(mark, 1)
 
     def square(self, mark: str) -> Floats:
-        return self._scan(mark, "square")
+        return self._total(mark, 2)
 
     def minimum(self, mark: str) -> Floats:
         return self._scan(mark, "min")

@@ -29,8 +29,11 @@ from verticals.finance.fraud.records import key_code
 from verticals.finance.fraud.requests import Decision, Feedback, Reason, Transaction
 from verticals.finance.fraud.states import CardStates, StateLayout
 
-MAX_ATTEMPTS = 5
+MAX_ATTEMPTS = 8
 """Times that a request is scored anew because another worker changed its card or terminal meanwhile."""
+
+FEW, MAX_STEP = 256, 100_000
+"""Events that are caught up one by one rather than by a replay of the whole store, and the most in one transaction."""
 
 
 class Scores(NamedTuple):
@@ -117,19 +120,26 @@ class FraudPredictor:
         """
         if self.store is None:
             raise ArtifactError("this predictor has no store, which single requests need; give one, or use stream()")
+        chosen = self.threshold if threshold is None else threshold
         with self._lock:
             for _ in range(MAX_ATTEMPTS - 1):
                 try:
-                    return self._answer(
-                        self.store, requests, explain, self.threshold if threshold is None else threshold
-                    )
+                    self._catch_up(self.store)
+                    return self._answer(self.store, requests, explain, chosen)
                 except stores.Stale:
                     continue
-            return self._answer(self.store, requests, explain, self.threshold if threshold is None else threshold)
+            return self._answer(self.store, requests, explain, chosen, ahead=False)
 
     def _answer(
-        self, store: stores.EventStore, requests: Sequence[Transaction], explain: str, threshold: float
+        self,
+        store: stores.EventStore,
+        requests: Sequence[Transaction],
+        explain: str,
+        threshold: float,
+        *,
+        ahead: bool = True,
     ) -> list[Decision | VerticalsError]:
+        """One attempt. `ahead` says that this version's states go along; without it, they are caught up later."""
         results: list[Decision | VerticalsError | None] = [None] * len(requests)
         events: list[stores.Event | None] = [None] * len(requests)
         for place, request in enumerate(requests):
@@ -140,6 +150,10 @@ class FraudPredictor:
         known = store.answers([event.id for event in events if event])
         first: dict[str, int] = {}
         prepared: dict[int, _Prepared] = {}
+        cards = list({event.customer for event in events if event and event.id not in known})
+        held = store.states(self.version, cards) if cards else stores.States(0, {})  # before any history is read
+        if cards and ahead and held.upto < store.last:
+            raise stores.Stale(f"version {self.version} has been left behind")
         pasts = _Pasts(store, self.features)
         for place in sorted((i for i, event in enumerate(events) if event), key=lambda i: (events[i].time, i)):  # type: ignore[union-attr]
             event = events[place]
@@ -157,7 +171,9 @@ class FraudPredictor:
                 results[place] = error
         if prepared:
             for place, decision in zip(
-                prepared, self._score(store, list(prepared.values()), pasts, explain, threshold), strict=True
+                prepared,
+                self._score(store, list(prepared.values()), pasts, held, explain, threshold, ahead),
+                strict=True,
             ):
                 results[place] = decision
         for place, event in enumerate(events):
@@ -215,16 +231,23 @@ class FraudPredictor:
         return self.pipeline.transform_block(raw, self.features.names, extra)
 
     def _score(
-        self, store: stores.EventStore, prepared: list[_Prepared], pasts: _Pasts, explain: str, threshold: float
+        self,
+        store: stores.EventStore,
+        prepared: list[_Prepared],
+        pasts: _Pasts,
+        held: stores.States,
+        explain: str,
+        threshold: float,
+        ahead: bool,
     ) -> list[Decision]:
         """Runs the network, decides, gives reasons, and commits everything at once."""
         cards = np.array([item.event.customer for item in prepared], np.int64)
         time = np.array([item.event.time for item in prepared], np.int64)
         features = np.stack([item.features for item in prepared])
         states = CardStates(self.layout)
-        for card, state in store.states(self.version, cards.tolist()).items():
-            states.put(card, state)
-        before = np.empty((len(prepared), self.layout.nbytes), np.uint8)
+        wanted = set(cards.tolist())
+        states.put({card: state for card, state in held.by_customer.items() if card in wanted})
+        before = self.layout.zeros(len(prepared))
         logits = states.advance(self.session, cards, time, features, before)
         scores = self.calibration.apply(logits)
         decisions = []
@@ -232,7 +255,7 @@ class FraudPredictor:
             alert = bool(scores[place] >= threshold)
             effects = []
             if alert or explain == "all":
-                met = self.layout.arrays(before[place : place + 1])
+                met = {name: array[place : place + 1] for name, array in before.items()}
                 effects = self.occlusion(
                     item.features, item.event.time / DAY, met, float(logits[place]), self.config.decision.num_reasons
                 )
@@ -247,7 +270,7 @@ class FraudPredictor:
                     reasons=[self._reason(effect, item, pasts) for effect in effects],
                 )
             )
-        return self._commit(store, prepared, decisions, pasts, dict(states.items()))
+        return self._commit(store, prepared, decisions, pasts, dict(states.items()) if ahead else None, held.upto)
 
     def _reason(self, effect: Effect, item: _Prepared, pasts: _Pasts) -> Reason:
         if effect.cause == "past event":
@@ -274,7 +297,8 @@ class FraudPredictor:
         prepared: list[_Prepared],
         decisions: list[Decision],
         pasts: _Pasts,
-        states: dict[int, bytes],
+        states: dict[int, bytes] | None,
+        after: int,
     ) -> list[Decision]:
         events = [
             item.event._replace(answer=decision.model_dump_json().encode())
@@ -293,7 +317,10 @@ class FraudPredictor:
             )
             for event, decision in zip(events, decisions, strict=True)
         ]
-        committed = store.commit(events, states=states, version=self.version, decisions=log, expected=pasts.revisions)
+        version = None if states is None else self.version
+        committed = store.commit(
+            events, states=states, version=version, decisions=log, expected=pasts.revisions, after=after
+        )
         return [
             decision if done.new or done.answer is None else Decision.model_validate_json(done.answer)
             for decision, done in zip(decisions, committed, strict=True)
@@ -321,11 +348,9 @@ class FraudPredictor:
             extra: dict[str, NDArray[Any]] = {name: np.array([0.0]) for name in self.config.data.numeric}
             extra |= {name: np.array([""]) for name in self.config.data.categorical}
             features = self._scaled(raw[:, None].astype(np.float32), extra)
-            states, before = CardStates(self.layout), np.empty((1, self.layout.nbytes), np.uint8)
+            states, before = CardStates(self.layout), self.layout.zeros(1)
             logit = states.advance(self.session, np.zeros(1, np.int64), np.array([time]), features, before)
-            self.occlusion(
-                features[0], time / DAY, self.layout.arrays(before), float(logit[0]), self.config.decision.num_reasons
-            )
+            self.occlusion(features[0], time / DAY, before, float(logit[0]), self.config.decision.num_reasons)
 
     # -- many events -------------------------------------------------------------------------------------------------
 
@@ -355,32 +380,96 @@ class FraudPredictor:
         Raises:
             ArtifactError: there is no store.
         """
-        store, replayed = self.store, 0
-        if store is None:
+        if self.store is None:
             raise ArtifactError("this predictor has no store to warm up from")
-        while (last := store.last) > (done := store.versions().get(self.version, 0)):
-            replays = [chunk for chunk in store.replay() if chunk.seqs[0] <= last]
-            seqs = np.concatenate([chunk.seqs for chunk in replays])
-            events = Events.joined([chunk.events for chunk in replays])
-            extras = [extra for chunk in replays for extra in chunk.extras]
-            order = np.lexsort((seqs, events.time))
-            order = order[seqs[order] <= last]
-            states = CardStates(self.layout)
-            if done:
-                for card, state in store.states(self.version, np.unique(events.customer[seqs > done]).tolist()).items():
-                    states.put(card, state)
-            context = _NO_EVENTS
-            for part in _slices(len(order), self._rows_at_once):
-                rows = order[part]
-                extra = self._extra([extras[row] for row in rows])
-                _, context = self._advance(states, context, events.rows(rows), extra, fresh=seqs[rows] > done)
-                progress(part.stop, len(order))
+        replayed = 0
+        while True:
+            try:
+                replayed += self._catch_up(self.store, progress)
+                return replayed
+            except stores.Stale:  # another worker was faster: go on from where the version is now
+                continue
+
+    def _catch_up(
+        self, store: stores.EventStore, progress: Callable[[int, int], None] = lambda done, total: None
+    ) -> int:
+        """Moves this version's states over the events that others have committed; returns how many those were.
+
+        Raises:
+            Stale: another worker moved the version meanwhile.
+        """
+        done, total = store.versions().get(self.version, 0), 0
+        while (last := store.last) > done:
+            upto = min(last, done + MAX_STEP) if done else last
+            replays = list(_until(store.replay(after=done), upto))
+            count = sum(len(chunk.seqs) for chunk in replays)
+            if done and count <= FEW:
+                states = self._step_through(store, replays, done)
+            else:
+                states = self._replay(store, replays, done, upto, progress)
             items = list(states.items())
-            for part in _slices(len(items), 10_000):
-                store.commit([], states=dict(items[part]), version=self.version)
-            store.commit([], version=self.version, upto=last)
-            replayed += int((seqs[order] > done).sum())
-        return replayed
+            slices = (dict(items[part]) for part in _slices(len(items), 10_000))
+            store.catch_up(self.version, slices, after=done, upto=upto)
+            done, total = upto, total + count
+        return total
+
+    def _step_through(self, store: stores.EventStore, replays: list[stores.Replay], done: int) -> CardStates:
+        """States after a few events, each with the histories that it met."""
+        states = CardStates(self.layout)
+        if replays:
+            self._hold(store, states, np.concatenate([chunk.events.customer for chunk in replays]), done)
+        for chunk in replays:
+            events, rows = chunk.events, []
+            for place, seq in enumerate(chunk.seqs.tolist()):
+                time, amount = int(events.time[place]), float(events.amount[place])
+                card = self._history(store, "customer", int(events.customer[place]), time, before=seq)
+                terminal = self._history(store, "terminal", int(events.terminal[place]), time, before=seq)
+                raw = self.features.event(time, amount, int(events.terminal[place]), card, terminal)
+                rows.append(self._scaled(raw[:, None].astype(np.float32), self._extra([chunk.extras[place]]))[0])
+            if rows:
+                states.advance(self.session, events.customer, events.time, np.stack(rows))
+        return states
+
+    def _replay(
+        self,
+        store: stores.EventStore,
+        replays: list[stores.Replay],
+        done: int,
+        upto: int,
+        progress: Callable[[int, int], None],
+    ) -> CardStates:
+        """States after many events, vectorised: the events before them are read once more, for their features."""
+        if done:
+            replays = [*_until(store.replay(), done), *replays]
+        states = CardStates(self.layout)
+        if not replays:
+            return states
+        seqs = np.concatenate([chunk.seqs for chunk in replays])
+        events = Events.joined([chunk.events for chunk in replays])
+        extras = [extra for chunk in replays for extra in chunk.extras]
+        if done:
+            self._hold(store, states, events.customer[seqs > done], done)
+        order = np.lexsort((seqs, events.time))
+        context = _NO_EVENTS
+        for part in _slices(len(order), self._rows_at_once):
+            rows = order[part]
+            extra = self._extra([extras[row] for row in rows])
+            _, context = self._advance(states, context, events.rows(rows), extra, fresh=seqs[rows] > done)
+            progress(part.stop, len(order))
+        return states
+
+    def _hold(self, store: stores.EventStore, states: CardStates, cards: NDArray[np.int64], done: int) -> None:
+        """Fetches the states that these cards' events go on from."""
+        held = store.states(self.version, np.unique(cards).tolist())
+        if held.upto != done:
+            raise stores.Stale(f"another worker has moved version {self.version}")
+        states.put(held.by_customer)
+
+    def _history(
+        self, store: stores.EventStore, side: stores.Side, code: int, time: int, *, before: int | None = None
+    ) -> History:
+        past = store.history(side, code, time - self.features.horizon, until=time, before=before)
+        return History(past.time, past.amount, past.other, past.fraud, self.features.memory)
 
     @property
     def _rows_at_once(self) -> int:
@@ -422,6 +511,19 @@ class FraudPredictor:
 _NO_EVENTS = Events(
     np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0), np.zeros(0, np.int8)
 )
+
+
+def _until(replays: Iterator[stores.Replay], upto: int) -> Iterator[stores.Replay]:
+    """The replayed events up to and with number `upto`."""
+    for chunk in replays:
+        kept = int(np.searchsorted(chunk.seqs, upto, side="right"))
+        if kept == len(chunk.seqs):
+            yield chunk
+        else:
+            if kept:
+                events = chunk.events.rows(slice(0, kept))
+                yield chunk._replace(seqs=chunk.seqs[:kept], events=events, extras=chunk.extras[:kept])
+            return
 
 
 def _slices(count: int, size: int) -> Iterator[slice]:

@@ -40,7 +40,7 @@ def _text(value: Any) -> Any:
     return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
-Key = Annotated[str, BeforeValidator(_text), Field(min_length=1, max_length=128, pattern=r"^[\x20-\x7E]+$")]
+Key = Annotated[str, BeforeValidator(_text), Field(min_length=1, max_length=128, pattern=r"^\P{C}+$")]
 
 
 class Transaction(BaseModel):

@@ -4,8 +4,11 @@
 where several workers share it. Customers and terminals are int64 codes, times int64 microseconds since 1970 UTC, labels 1 fraud,
 0 genuine, -1 unknown. Events and labels are the truth; network states are a cache that replaying events rebuilds.
 
-A transaction is scored from histories read earlier. `History.revision` goes into `commit(expected=...)`, which raises
-`Stale` where another request changed the card or the terminal in between: read again and score again.
+A transaction is scored from what was read earlier. `Past.revision` goes into `commit(expected=...)` and `States.upto` into
+`commit(after=...)`, which raises `Stale` where another request was faster: read again and score again.
+
+A version's `upto` is its place in the log of events: its states hold every event up to this number once, and none after.
+It moves only in the transaction that writes the states, and only from where the writer believed it to be.
 """
 
 from __future__ import annotations
@@ -36,7 +39,7 @@ class Conflict(errors.Conflict):
 
 
 class Stale(VerticalsError):
-    """The histories that a commit was computed from have changed: read them again, score again, commit again."""
+    """What a commit was computed from has changed, or its version is behind: catch up, read, score and commit again."""
 
 
 class Event(NamedTuple):
@@ -102,6 +105,15 @@ class Past(NamedTuple):
     """Labels as known now."""
     revision: int
     """Changes with every event and label of this card or terminal: give it back to `commit(expected=...)`."""
+
+
+class States(NamedTuple):
+    """Network states of a version, all of one moment."""
+
+    upto: int
+    """Number of the newest event in them, 0 for a version without any: give it back as `after`."""
+    by_customer: dict[int, bytes]
+    """Of those customers that have one."""
 
 
 class Decision(NamedTuple):
@@ -172,7 +184,11 @@ class Loaded(NamedTuple):
 
 
 class EventStore(Protocol):
-    """Memory of the fraud service. All methods may be called from several threads."""
+    """Memory of the fraud service. All methods may be called from several threads.
+
+    To answer: `held = states(version, cards)`; where `held.upto < last`, `catch_up` and begin again; read the histories,
+    score, `commit(events, states=..., version=version, after=held.upto, expected=...)`; where it is `Stale`, begin again.
+    """
 
     def answers(self, ids: Sequence[str]) -> dict[str, tuple[bytes, bytes | None]]:
         """(digest, answer) of those transactions that are known."""
@@ -180,8 +196,10 @@ class EventStore(Protocol):
     def newest(self, customer: int) -> int | None:
         """Time of the card's newest event."""
 
-    def history(self, side: Side, code: int, since: int, *, until: int | None = None) -> Past:
-        """Events with since <= time (<= until) of one card or terminal."""
+    def history(
+        self, side: Side, code: int, since: int, *, until: int | None = None, before: int | None = None
+    ) -> Past:
+        """Events of one card or terminal with since <= time (<= until), and number < before."""
 
     def commit(
         self,
@@ -191,21 +209,25 @@ class EventStore(Protocol):
         version: str | None = None,
         decisions: Sequence[Decision] = (),
         expected: Mapping[tuple[Side, int], int] | None = None,
-        upto: int | None = None,
+        after: int | None = None,
     ) -> list[Committed]:
         """Durably append events, network states and decisions: all of them, or nothing.
 
+        Events that were there before change nothing. Events committed without a version leave every version behind.
+
         Args:
             events: each id once; a card's events in time order.
-            states: network state by customer, of `version`, after these events.
+            states: by customer, the state of every card of these events after them, of `version`.
+            version: its states must be complete, and remain so.
             decisions: none, or one for each event; those of events that were there before are not logged again.
             expected: revision by (side, code) of the pasts this was computed from.
-            upto: sequence number up to which the states of `version` are now complete (warming by replay). Left out,
-                the version stays complete if it was and `states` holds every card of `events`.
+            after: `States.upto` of the states that this was computed from; needed with a version.
 
         Raises:
             Conflict: an id was there with another content, or an event is older than its card's newest.
-            Stale: a past has changed since it was read, or one of a card's events was there before and another not.
+            Stale: a past has changed since it was read, one of a card's events was there before and another not, a card
+                has an event numbered above `after`, or the version's `upto` is not the newest event's number.
+            ValueError: the arguments contradict each other, or the state of a new event's card is missing.
         """
 
     def label(self, id: str, fraud: int, at: int) -> bool:
@@ -218,11 +240,25 @@ class EventStore(Protocol):
     def labels_since(self, seq: int) -> list[LabelChange]:
         """Label changes whose number is greater than `seq`, in order."""
 
-    def states(self, version: str, customers: Sequence[int]) -> dict[int, bytes]:
-        """Network states of those customers that have one."""
+    def states(self, version: str, customers: Sequence[int]) -> States:
+        """Network states of a version, and up to which event they go."""
+
+    def catch_up(self, version: str, slices: Iterable[Mapping[int, bytes]], *, after: int, upto: int) -> None:
+        """Move a version from one event number to a later one; nobody sees, and no crash leaves, a part of it.
+
+        Args:
+            slices: states by customer, of every card with an event numbered above `after` and up to `upto`; made from
+                `states` whose `upto` was `after` too. At most about 10,000 in a slice.
+            after: where the version is; 0 for one that has to be warmed from nothing. Above 0 the slices are put in
+                place by one transaction that others wait for: take steps of at most about 100,000 events.
+
+        Raises:
+            Stale: the version is not at `after` any more, so another worker has moved it: look where it is now.
+            ValueError: `upto` is not above `after`.
+        """
 
     def versions(self) -> dict[str, int]:
-        """Model versions with states, and the event number up to which each one's states are complete."""
+        """Model versions that have states, and each one's `upto`."""
 
     def drop_states(self, version: str) -> None:
         """Forget a version's states."""
@@ -297,60 +333,3 @@ def unknown(id: str) -> DataError:
     return DataError(
         f"transaction {id!r} is not known, or forgotten; send feedback for transactions that were scored or loaded"
     )
-
-
-def check_commit(
-    events: Sequence[Event], states: Mapping[int, bytes] | None, version: str | None, decisions: Sequence[Decision]
-) -> None:
-    """Raises ValueError where the arguments of a commit contradict each other."""
-    if decisions and len(decisions) != len(events):
-        raise ValueError(f"{len(decisions)} decisions for {len(events)} events; give none, or one for each")
-    if states and version is None:
-        raise ValueError("states without a version")
-    if len({event.id for event in events}) != len(events):
-        raise ValueError("a transaction id comes twice in one commit; answer the second like the first")
-
-
-def fresh_events(events: Sequence[Event], known: Mapping[str, tuple[bytes, bytes | None]]) -> list[Event]:
-    """Those that are not known.
-
-    Raises:
-        Conflict: an id is known with another content.
-        Stale: one of a card's events is known and another is not: the others were computed without it.
-    """
-    seen: set[int] = set()
-    fresh = []
-    for event in events:
-        if event.id not in known:
-            fresh.append(event)
-        elif known[event.id][0] != event.digest:
-            raise reused(event.id)
-        else:
-            seen.add(event.customer)
-    for event in fresh:
-        if event.customer in seen:
-            raise Stale(f"another request committed events of the card of transaction {event.id!r}")
-    return fresh
-
-
-def pending(chunks: Iterable[Chunk], first: int, done: int) -> Iterator[tuple[int, Chunk, int]]:
-    """(number of the row after the chunk, the rows not yet committed, rows passed over) for each chunk.
-
-    Raises:
-        DataError: times fall.
-    """
-    if first > done:
-        raise ValueError(f"rows from {first} on, but only {done} are committed; start at {done} or earlier")
-    row, newest = first, None
-    for chunk in chunks:
-        time = chunk.events.time
-        fall = np.flatnonzero(np.diff(time) < 0)
-        if len(fall) or (newest is not None and len(time) and time[0] < newest):
-            place = int(fall[0]) + 1 if len(fall) else 0
-            raise DataError(
-                f"row {row + place} (transaction {chunk.ids[place]!r}) is older than the row before; sort by time"
-            )
-        skip = min(max(done - row, 0), len(time))
-        row += len(time)
-        newest = int(time[-1]) if len(time) else newest
-        yield row, chunk.rows(slice(skip, None)), skip

@@ -16,6 +16,7 @@ from typing import Literal, Self
 import numpy as np
 
 from core.durable.journal import LOOKUP, SWEEP, Entry, Journal, KeyConflict
+from verticals.finance.fraud import store_embedded_states
 from verticals.finance.fraud.features import Events
 from verticals.finance.fraud.store import (
     Chunk,
@@ -28,27 +29,24 @@ from verticals.finance.fraud.store import (
     Replay,
     Side,
     Stale,
-    check_commit,
-    fresh_events,
+    States,
     late,
-    pending,
     reused,
     unknown,
 )
+from verticals.finance.fraud.store_checks import check_commit, fresh_events, moved, pending
 
 STRIPES = 1 << 16
 """Revisions kept in memory: cards that share one only cause a needless `Stale`."""
 
-SCHEMA = """
+SCHEMA = f"""
 CREATE TABLE events (seq INTEGER PRIMARY KEY, time INTEGER NOT NULL, customer INTEGER NOT NULL, terminal INTEGER NOT NULL,
                      amount REAL NOT NULL, fraud INTEGER NOT NULL, extra BLOB) STRICT;
 CREATE INDEX events_customer ON events (customer, time, seq, terminal, amount, fraud);
 CREATE INDEX events_terminal ON events (terminal, time, seq, customer, amount, fraud);
 CREATE TABLE labels (seq INTEGER PRIMARY KEY, event INTEGER NOT NULL, before INTEGER NOT NULL, fraud INTEGER NOT NULL,
                      known_at INTEGER NOT NULL) STRICT;
-CREATE TABLE versions (version INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, upto INTEGER NOT NULL) STRICT;
-CREATE TABLE states (version INTEGER NOT NULL, customer INTEGER NOT NULL, state BLOB NOT NULL,
-                     UNIQUE (version, customer)) STRICT;
+{store_embedded_states.SCHEMA}
 CREATE TABLE decisions (seq INTEGER PRIMARY KEY, time INTEGER NOT NULL, version TEXT NOT NULL, score REAL NOT NULL,
                         decision TEXT NOT NULL, reasons BLOB NOT NULL, digest BLOB NOT NULL) STRICT;
 CREATE TABLE sources (source TEXT PRIMARY KEY, rows INTEGER NOT NULL) STRICT;
@@ -60,10 +58,11 @@ INSERT INTO totals VALUES (0, 0, NULL, NULL, NULL);
 INSERT = "INSERT INTO events VALUES (?, ?, ?, ?, ?, ?, ?)"
 PASTS: dict[Side, str] = {
     "customer": "SELECT time, amount, terminal, fraud FROM events INDEXED BY events_customer "
-    "WHERE customer = ? AND time BETWEEN ? AND ? ORDER BY time, seq",
+    "WHERE customer = ? AND time BETWEEN ? AND ? AND seq < ? ORDER BY time, seq",
     "terminal": "SELECT time, amount, customer, fraud FROM events INDEXED BY events_terminal "
-    "WHERE terminal = ? AND time BETWEEN ? AND ? ORDER BY time, seq",
+    "WHERE terminal = ? AND time BETWEEN ? AND ? AND seq < ? ORDER BY time, seq",
 }
+NEWEST = "SELECT seq FROM events INDEXED BY events_customer WHERE customer = ? ORDER BY time DESC, seq DESC LIMIT 1"
 FOREVER = 2**63 - 1
 
 
@@ -82,7 +81,8 @@ class EmbeddedStore:
             ArtifactError: the file is damaged, no store, or open in another process.
         """
         self.retention = retention
-        self._journal = Journal(path, schema=SCHEMA, layout="finance.fraud.store 1", synchronous=synchronous)
+        self._journal = Journal(path, schema=SCHEMA, layout="finance.fraud.store 2", synchronous=synchronous)
+        self._states = store_embedded_states.VersionStates(self._journal)
         self._revisions = [0] * STRIPES
         self._mutex = threading.RLock()
 
@@ -93,9 +93,12 @@ class EmbeddedStore:
         time: int | None = self._journal.rows("SELECT max(time) FROM events WHERE customer = ?", (int(customer),))[0][0]
         return time
 
-    def history(self, side: Side, code: int, since: int, *, until: int | None = None) -> Past:
+    def history(
+        self, side: Side, code: int, since: int, *, until: int | None = None, before: int | None = None
+    ) -> Past:
         revision = self._revisions[_stripe(side, code)]  # before the rows: a commit in between makes this past stale
-        rows = self._journal.rows(PASTS[side], (int(code), int(since), FOREVER if until is None else int(until)))
+        bounds = (FOREVER if bound is None else int(bound) for bound in (until, before))
+        rows = self._journal.rows(PASTS[side], (int(code), int(since), *bounds))
         time, amount, other, fraud = zip(*rows, strict=True) if rows else ((), (), (), ())
         return Past(
             np.array(time, np.int64),
@@ -113,9 +116,9 @@ class EmbeddedStore:
         version: str | None = None,
         decisions: Sequence[Decision] = (),
         expected: Mapping[tuple[Side, int], int] | None = None,
-        upto: int | None = None,
+        after: int | None = None,
     ) -> list[Committed]:
-        check_commit(events, states, version, decisions)
+        check_commit(events, states, version, decisions, after)
         with self._change() as (cursor, changed):
             before = self._journal.last
             known = self._journal.answers([event.id for event in events])
@@ -124,14 +127,16 @@ class EmbeddedStore:
                 if any(self._revisions[_stripe(side, code)] != seen for (side, code), seen in (expected or {}).items()):
                     raise Stale("a card's or terminal's past has changed since it was read")
                 self._check_order(fresh)
+                if after is not None and after < before:
+                    self._check_unmoved(fresh, after)
+                if version is not None:
+                    self._states.keep(cursor, version, states or {}, fresh, before=before)
                 self._insert(cursor, fresh)
                 for event in fresh:
                     changed += [("customer", event.customer), ("terminal", event.terminal)]
                 names = {event.id for event in fresh}
                 logged = [line for event, line in zip(events, decisions, strict=False) if event.id in names]
                 cursor.executemany("INSERT INTO decisions VALUES (NULL, ?, ?, ?, ?, ?, ?)", map(_plain, logged))
-            if version is not None and (fresh or not events):
-                self._keep_states(cursor, version, states or {}, fresh, before, upto)
         numbers = iter(range(before + 1, before + 1 + len(fresh)))
         return [
             Committed(known[event.id].seq, known[event.id].answer, False)
@@ -139,6 +144,11 @@ class EmbeddedStore:
             else Committed(next(numbers), event.answer, True)
             for event in events
         ]
+
+    def _check_unmoved(self, fresh: Sequence[Event], after: int) -> None:
+        for event in fresh:
+            if any(seq > after for (seq,) in self._journal.rows(NEWEST, (int(event.customer),))):
+                raise moved(event.id, after)
 
     def _check_order(self, fresh: Sequence[Event]) -> None:
         floor: int | None = self._journal.rows("SELECT floor FROM totals")[0][0]
@@ -162,26 +172,6 @@ class EmbeddedStore:
         )
         times = [int(event.time) for event in fresh]
         _add_totals(cursor, len(fresh), min(times), max(times))
-
-    def _keep_states(
-        self,
-        cursor: Cursor,
-        version: str,
-        states: Mapping[int, bytes],
-        fresh: Sequence[Event],
-        before: int,
-        upto: int | None,
-    ) -> None:
-        cursor.execute("INSERT INTO versions VALUES (NULL, ?, 0) ON CONFLICT DO NOTHING", (version,))
-        number, complete = cursor.execute("SELECT version, upto FROM versions WHERE name = ?", (version,)).fetchone()
-        cursor.executemany(
-            "INSERT INTO states VALUES (?, ?, ?) ON CONFLICT (version, customer) DO UPDATE SET state = excluded.state",
-            [(number, int(customer), state) for customer, state in states.items()],
-        )
-        if upto is None and complete == before and all(event.customer in states for event in fresh):
-            upto = before + len(fresh)
-        if upto is not None:
-            cursor.execute("UPDATE versions SET upto = ? WHERE version = ?", (int(upto), number))
 
     @contextmanager
     def _change(self) -> Iterator[tuple[Cursor, list[tuple[Side, int]]]]:
@@ -220,26 +210,17 @@ class EmbeddedStore:
         )
         return [LabelChange(*row) for row in rows]
 
-    def states(self, version: str, customers: Sequence[int]) -> dict[int, bytes]:
-        found: dict[int, bytes] = {}
-        for start in range(0, len(customers), LOOKUP):
-            part = [int(customer) for customer in customers[start : start + LOOKUP]]
-            query = (
-                "SELECT customer, state FROM states WHERE version = (SELECT version FROM versions WHERE name = ?) "
-                f"AND customer IN ({','.join('?' * len(part))})"
-            )
-            found.update(self._journal.rows(query, (version, *part)))
-        return found
+    def states(self, version: str, customers: Sequence[int]) -> States:
+        return self._states.read(version, customers)
+
+    def catch_up(self, version: str, slices: Iterable[Mapping[int, bytes]], *, after: int, upto: int) -> None:
+        self._states.catch_up(version, slices, after=after, upto=upto)
 
     def versions(self) -> dict[str, int]:
-        return dict(self._journal.rows("SELECT name, upto FROM versions"))
+        return self._states.versions()
 
     def drop_states(self, version: str) -> None:
-        with self._journal.transaction() as cursor:
-            cursor.execute(
-                "DELETE FROM states WHERE version = (SELECT version FROM versions WHERE name = ?)", (version,)
-            )
-            cursor.execute("DELETE FROM versions WHERE name = ?", (version,))
+        self._states.drop(version)
 
     def decisions(self, after: int = 0, *, size: int = 1000) -> Iterator[list[tuple[int, Decision]]]:
         query = "SELECT * FROM decisions WHERE seq > ? ORDER BY seq LIMIT ?"

@@ -7,15 +7,17 @@ How durable an acknowledged commit is, the server decides: `appendonly yes` with
     c:CODE      revision, newest time, then 33 bytes an event in order of arrival  a card's past; t:CODE a terminal's
     log         stream, id SEQ-0                                                   events in the order of arrival
     fraud       hash seq -> label, where a label changed                           labels: list of changes
-    s:VERSION   hash customer -> network state                                     versions: hash name -> complete up to
+    s:VERSION   hash customer -> network state                                     versions: hash name -> upto
+    stage:ID    the same, on its way to a version
     decisions   stream, id NUMBER-0                                                sources, totals, clock
 """
 
 from __future__ import annotations
 
 import struct
+import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, Self
 
 import numpy as np
@@ -34,14 +36,22 @@ from verticals.finance.fraud.store import (
     Replay,
     Side,
     Stale,
-    check_commit,
-    fresh_events,
+    States,
     late,
-    pending,
     reused,
     unknown,
 )
-from verticals.finance.fraud.store_redis_scripts import COMMIT, DROP, LABEL, TRIM
+from verticals.finance.fraud.store_checks import (
+    behind,
+    beyond,
+    check_catch_up,
+    check_commit,
+    fresh_events,
+    moved,
+    pending,
+    stateless,
+)
+from verticals.finance.fraud.store_redis_scripts import CATCH_UP, COMMIT, DROP, LABEL, TRIM
 
 HEADER = 16
 """Bytes in front of a past: revision and newest time."""
@@ -54,6 +64,8 @@ LINE = struct.Struct("<qd16s")
 CHANGE = struct.Struct("<qqqbbq")
 LOAD_ROWS = 2_000
 """Rows loaded by one script: the server answers nobody else meanwhile."""
+STAGE_SECONDS = 3600
+"""How long a slice of states waits for the next one."""
 
 
 class RedisStore:
@@ -73,8 +85,8 @@ class RedisStore:
         self.retention = retention
         self._prefix = f"{{{name}}}:".encode()
         self._redis: Any = redis.Redis.from_url(url)
-        self._commit, self._label, self._trim, self._drop = map(
-            self._redis.register_script, (COMMIT, LABEL, TRIM, DROP)
+        self._commit, self._catch_up, self._label, self._trim, self._drop = map(
+            self._redis.register_script, (COMMIT, CATCH_UP, LABEL, TRIM, DROP)
         )
         with self._answering():
             self._redis.ping()
@@ -94,11 +106,17 @@ class RedisStore:
             value = self._redis.getrange(self._past("customer", customer), 8, HEADER - 1)
         return struct.unpack("<q", value)[0] if value else None
 
-    def history(self, side: Side, code: int, since: int, *, until: int | None = None) -> Past:
+    def history(
+        self, side: Side, code: int, since: int, *, until: int | None = None, before: int | None = None
+    ) -> Past:
         with self._answering():
             value = self._redis.get(self._past(side, code)) or bytes(HEADER)
         rows = np.frombuffer(value, RECORD, offset=HEADER)
-        rows = rows[(rows["time"] >= since) & (until is None or rows["time"] <= until)]
+        wanted = rows["time"] >= since
+        for name, bound in (("time", until), ("seq", None if before is None else before - 1)):
+            if bound is not None:
+                wanted &= rows[name] <= bound
+        rows = rows[wanted]
         rows = rows[np.argsort(rows["time"], kind="stable")]
         revision = struct.unpack_from("<q", value)[0]
         columns = [np.ascontiguousarray(rows[name]) for name in ("time", "amount", "other")]
@@ -112,10 +130,10 @@ class RedisStore:
         version: str | None = None,
         decisions: Sequence[Decision] = (),
         expected: Mapping[tuple[Side, int], int] | None = None,
-        upto: int | None = None,
+        after: int | None = None,
     ) -> list[Committed]:
-        check_commit(events, states, version, decisions)
-        arguments: list[Any] = [0, "", 0, _optional(version), "" if upto is None else int(upto)]
+        check_commit(events, states, version, decisions, after)
+        arguments: list[Any] = [0, "", 0, _optional(version), "" if after is None else int(after)]
         arguments += [len(events), len(states or {}), len(decisions), len(expected or {})]
         for event in events:
             arguments += _event(event, event.digest)
@@ -125,19 +143,25 @@ class RedisStore:
             arguments += [LINE.pack(line.time, line.score, line.digest), line.version, line.decision, line.reasons]
         for (side, code), revision in (expected or {}).items():
             arguments += [side[0].encode() + b":" + _code(code), int(revision)]
-        results = self._call(arguments)
-        if results is None:  # an id is known: tell a repetition from a conflict, in the words of the embedded store
+        word, *results = self._call(arguments)
+        if word == b"mixed":  # an id is known: tell a repetition from a conflict, in the words of the embedded store
             fresh_events(events, self.answers([event.id for event in events]))
             raise Stale("a transaction was committed and forgotten meanwhile")
+        if word == b"moved":
+            raise moved(results[0].decode(), after or 0)
+        if word == b"stateless":
+            raise stateless(results[0].decode())
+        if word == b"behind":
+            raise behind(version or "", *results)
         return [
             Committed(result, event.answer, True)
             if isinstance(result, int)
             else Committed(result[0], result[1][1:] if result[1][0] else None, False)
-            for event, result in zip(events, results, strict=True)
+            for event, result in zip(events, results[0], strict=True)
         ]
 
-    def _call(self, arguments: list[Any]) -> Any:
-        """Run the commit script; None where `fresh_events` would refuse."""
+    def _call(self, arguments: list[Any]) -> list[Any]:
+        """Run the commit script; returns what it says where that is not a refusal which loads meet too."""
         with self._answering():
             word, *results = self._commit(
                 keys=[self._prefix], args=["" if self.retention is None else self.retention, *arguments]
@@ -149,7 +173,7 @@ class RedisStore:
             raise Stale("a card's or terminal's past has changed since it was read")
         if word == b"reused":
             raise reused(results[0].decode())
-        return None if word == b"mixed" else results[0]
+        return [word, *results]
 
     def label(self, id: str, fraud: int, at: int) -> bool:
         with self._answering():
@@ -169,11 +193,55 @@ class RedisStore:
                 changes.append(LabelChange(number, id, time, customer, terminal, before - 1, fraud - 1, known_at))
         return changes
 
-    def states(self, version: str, customers: Sequence[int]) -> dict[int, bytes]:
+    def states(self, version: str, customers: Sequence[int]) -> States:
+        with self._answering(), self._redis.pipeline(transaction=True) as pipe:
+            pipe.hget(self._key("versions"), version)
+            if customers:
+                pipe.hmget(self._key("s:", version.encode()), [_code(customer) for customer in customers])
+            upto, *values = pipe.execute()
+        found = zip(customers, values[0] if customers else (), strict=True)
+        return States(int(upto or 0), {int(code): state for code, state in found if state is not None})
+
+    def catch_up(self, version: str, slices: Iterable[Mapping[int, bytes]], *, after: int, upto: int) -> None:
+        check_catch_up(after, upto)
+        stage, staged = uuid.uuid4().hex, 0
+        states: Mapping[int, bytes] = {}
+        try:
+            for following in slices:
+                if states:
+                    staged = self._write(version, states, after, upto, stage, staged, complete=False)
+                states = following
+            self._write(version, states, after, upto, stage, staged, complete=True)
+        except BaseException:
+            if staged:
+                with suppress(redis.RedisError):
+                    self._redis.unlink(self._key("stage:", stage.encode()))
+            raise
+
+    def _write(
+        self,
+        version: str,
+        states: Mapping[int, bytes],
+        after: int,
+        upto: int,
+        stage: str,
+        staged: int,
+        *,
+        complete: bool,
+    ) -> int:
+        """Run the script that catches up; returns how many states are on the stage."""
+        arguments: list[Any] = [version, int(after), int(upto), stage, staged, STAGE_SECONDS, int(complete)]
+        for customer, state in states.items():
+            arguments += [_code(customer), state]
         with self._answering():
-            key = self._key("s:", version.encode())
-            values = self._redis.hmget(key, [_code(customer) for customer in customers]) if customers else []
-        return {int(code): state for code, state in zip(customers, values, strict=True) if state is not None}
+            word, *said = self._catch_up(keys=[self._prefix], args=arguments)
+        if word == b"behind":
+            raise behind(version, *said)
+        if word == b"beyond":
+            raise beyond(upto, *said)
+        if word == b"lost":
+            raise Stale("the server lost states that were on their way to a version; catch up again")
+        return int(said[0])
 
     def versions(self) -> dict[str, int]:
         with self._answering():
@@ -248,7 +316,7 @@ class RedisStore:
                 extras = part.extras or [None] * len(part.ids)
                 for *fields, digest in zip(part.ids, *columns, extras, part.digests(), strict=True):
                     arguments += _event(Event(*fields), digest)
-                total = _add(total, Loaded(len(part.ids), *self._call(arguments)))
+                total = _add(total, Loaded(len(part.ids), *self._call(arguments)[1]))
         return total
 
     def loaded(self, source: str) -> int:

@@ -8,7 +8,7 @@ COMMIT = """
 local P, place = KEYS[1], 0
 local function take() place = place + 1 return ARGV[place] end
 local retention, loading, source, rows = tonumber(take()), take() == '1', take(), take()
-local version, upto = take(), tonumber(take())
+local version, after = take(), tonumber(take())
 local num_events, num_states, num_lines, num_expected = tonumber(take()), tonumber(take()), tonumber(take()), tonumber(take())
 local totals = redis.call('HMGET', P .. 'totals', 'last', 'oldest', 'newest', 'floor')
 local before, floor = tonumber(totals[1] or '0'), tonumber(totals[4] or nil)
@@ -46,6 +46,8 @@ if #fresh > 0 then
 end
 for _, e in ipairs(fresh) do
   if not loading and known_cards[e.customer] then return {'mixed'} end
+end
+for _, e in ipairs(fresh) do
   local last = newest[e.customer]
   if not last then
     local held = redis.call('GETRANGE', P .. 'c:' .. e.customer, 8, 15)
@@ -53,6 +55,20 @@ for _, e in ipairs(fresh) do
   end
   if e.time < last then return {'late', e.id, e.time, last} end
   newest[e.customer] = e.time
+end
+if after and after < before then
+  for _, e in ipairs(fresh) do
+    local record = redis.call('GETRANGE', P .. 'c:' .. e.customer, -33, -1)
+    if #record == 33 and struct.unpack('<i8', record, 25) > after then return {'moved', e.id} end
+  end
+end
+local name = version:sub(1, 1) == '\\1' and #fresh > 0 and version:sub(2)
+if name then
+  for _, e in ipairs(fresh) do
+    if not states[e.customer] then return {'stateless', e.id} end
+  end
+  local upto = tonumber(redis.call('HGET', P .. 'versions', name) or '0')
+  if upto ~= before then return {'behind', upto, before} end
 end
 
 local clock = struct.pack('<i8', redis.call('INCR', P .. 'clock'))
@@ -76,7 +92,7 @@ local function append(key, e, other, seq)
   end
 end
 
-local last, complete = before, true
+local last = before
 local oldest, latest = tonumber(totals[2] or nil), tonumber(totals[3] or nil)
 for _, e in ipairs(fresh) do
   last = last + 1
@@ -87,7 +103,7 @@ for _, e in ipairs(fresh) do
   append(P .. 'c:' .. e.customer, e, e.terminal, seq)
   append(P .. 't:' .. e.terminal, e, e.customer, seq)
   oldest, latest = math.min(oldest or e.time, e.time), math.max(latest or e.time, e.time)
-  complete = complete and states[e.customer]
+  if name then redis.call('HSET', P .. 's:' .. name, e.customer, states[e.customer]) end
   results[e.n] = last
   if lines[e.n] then
     local number = redis.call('HINCRBY', P .. 'totals', 'decisions', 1)
@@ -99,13 +115,7 @@ if #fresh > 0 then
   redis.call('HSET', P .. 'totals', 'last', last, 'oldest', string.format('%.0f', oldest), 'newest', string.format('%.0f', latest))
   redis.call('HINCRBY', P .. 'totals', 'count', #fresh)
 end
-if version:sub(1, 1) == '\\1' and (#fresh > 0 or num_events == 0) then
-  local name = version:sub(2)
-  for customer, state in pairs(states) do redis.call('HSET', P .. 's:' .. name, customer, state) end
-  local done = tonumber(redis.call('HGET', P .. 'versions', name) or '0')
-  if not upto and done == before and complete then upto = last end
-  redis.call('HSET', P .. 'versions', name, upto or done)
-end
+if name then redis.call('HSET', P .. 'versions', name, last) end
 if loading then
   redis.call('HSET', P .. 'sources', source, rows)
   return {'ok', {#fresh, 0, known, relabelled, expired}}
@@ -114,6 +124,38 @@ return {'ok', results}
 """
 """-> ok and a result for each event (its number, or number and answer of one known) or the counts of a load; else why
 nothing was written."""
+
+CATCH_UP = """
+local P, version, after, upto = KEYS[1], ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
+local stage, size, seconds, complete = P .. 'stage:' .. ARGV[4], tonumber(ARGV[5]), ARGV[6], ARGV[7] == '1'
+local held = tonumber(redis.call('HGET', P .. 'versions', version) or '0')
+if held ~= after then return {'behind', held, after} end
+local last = tonumber(redis.call('HGET', P .. 'totals', 'last') or '0')
+if upto > last then return {'beyond', last} end
+if redis.call('HLEN', stage) ~= size then return {'lost'} end
+local key = complete and P .. 's:' .. version or stage
+if complete and after == 0 then
+  redis.call('DEL', key)
+  if size > 0 then redis.call('RENAME', stage, key) redis.call('PERSIST', key) end
+elseif complete and size > 0 then
+  local cursor = '0'
+  repeat
+    local found = redis.call('HSCAN', stage, cursor, 'COUNT', 1000)
+    cursor = found[1]
+    for n = 1, #found[2], 2 do redis.call('HSET', key, found[2][n], found[2][n + 1]) end
+  until cursor == '0'
+  redis.call('UNLINK', stage)
+end
+for n = 8, #ARGV, 2 do redis.call('HSET', key, ARGV[n], ARGV[n + 1]) end
+if complete then
+  redis.call('HSET', P .. 'versions', version, upto)
+  return {'ok', 0}
+end
+redis.call('EXPIRE', stage, seconds)
+return {'ok', redis.call('HLEN', stage)}
+"""
+"""Put a slice of states on the stage, or at last all of them in place -> ok and the stage's size; else why nothing was
+written. A stage that its writer leaves goes by itself."""
 
 LABEL = """
 local P, id, label, at = KEYS[1], ARGV[1], ARGV[2], ARGV[3]

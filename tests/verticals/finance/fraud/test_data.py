@@ -76,7 +76,9 @@ def test_a_model_is_not_judged_on_days_it_was_fitted_on(data: FraudData) -> None
 
 def test_a_file_without_enough_labels_is_refused(tmp_path: Path) -> None:
     table = synthetic_transactions(debug().data.synthetic)
-    genuine = table.set_column(table.schema.get_field_index("TX_FRAUD"), "TX_FRAUD", pa.array(np.zeros(len(table), np.int8)))
+    genuine = table.set_column(
+        table.schema.get_field_index("TX_FRAUD"), "TX_FRAUD", pa.array(np.zeros(len(table), np.int8))
+    )
     path = tmp_path / "genuine.parquet"
     pa.parquet.write_table(genuine, path)
     with pytest.raises(DataError, match="needs at least 2"):
@@ -118,7 +120,12 @@ def test_a_banks_own_file_with_further_columns_trains_and_scores(tmp_path: Path)
         "fit.max_steps=5",
     )
     predictor = model.predictor()
-    assert sorted(name for name in predictor.columns if name.startswith(("mcc", "distance"))) == ["distance", "mcc=5411", "mcc=5812", "mcc=6011"]
+    assert sorted(name for name in predictor.columns if name.startswith(("mcc", "distance"))) == [
+        "distance",
+        "mcc=5411",
+        "mcc=5812",
+        "mcc=6011",
+    ]
     assert np.isfinite(np.concatenate([chunk.score for chunk in predictor.stream(model.data.chunks())])).all()
     store = EmbeddedStore(tmp_path / "store.sqlite", synchronous="normal")
     online = model.predictor(store)

@@ -127,10 +127,10 @@ def test_an_id_seen_before_gets_its_first_answer_and_changes_nothing(model: Trai
     predictor = model.predictor(store)
     first = one(predictor)
     one(predictor, transaction_id="y", time=START + timedelta(hours=1), amount=90.0)
-    count, state = store.count(), store.states("v1", [int(code) for code in key_codes(["c"])])
+    count, state = store.count(), store.states("v1", [int(code) for code in key_codes(["c"])]).by_customer
     assert one(predictor) == first
     assert store.count() == count
-    assert store.states("v1", [int(code) for code in key_codes(["c"])]) == state
+    assert store.states("v1", [int(code) for code in key_codes(["c"])]).by_customer == state
 
 
 def test_an_id_twice_in_one_batch_is_answered_once(model: Trained, store: EmbeddedStore) -> None:
@@ -262,7 +262,7 @@ def test_a_new_version_is_warm_after_replay(model: Trained, store: EmbeddedStore
     old(requests[200:300])
     assert new.warm() == 100
     cards = sorted({int(code) for code in key_codes([sent.customer for sent in requests[:300]])})
-    one_way, other_way = store.states("old", cards), store.states("new", cards)
+    one_way, other_way = (store.states(version, cards).by_customer for version in ("old", "new"))
     assert one_way.keys() == other_way.keys()
     layout = new.layout
     for card in cards:
@@ -326,3 +326,16 @@ def test_further_columns_must_be_those_of_the_model(model: Trained, store: Embed
     refused = model.predictor(store)([request(extra={"mcc": "5411"})])[0]
     assert isinstance(refused, DataError)
     assert "extra" in str(refused)
+
+
+def test_a_version_that_others_left_behind_catches_up_before_it_answers(
+    model: Trained, store: EmbeddedStore, tmp_path: Path
+) -> None:
+    """Two versions answer in turn: each one's scores are those it gives when it answers alone."""
+    requests = requests_of(table_of(model).slice(0, 120))
+    alone = EmbeddedStore(tmp_path / "alone.sqlite", synchronous="normal")
+    expected = [decisions(model.predictor(alone)([sent], explain="alerts"))[0].score for sent in requests]
+    alone.close()
+    versions = [model.predictor(store, version=name) for name in ("one", "two")]
+    got = [decisions(versions[k // 7 % 2]([sent], explain="alerts"))[0].score for k, sent in enumerate(requests)]
+    np.testing.assert_allclose(got, expected, rtol=1e-5)

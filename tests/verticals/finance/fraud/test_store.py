@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from core.errors import DataError
-from tests.redis_server import redis_url  # noqa: F401
 from verticals.finance.fraud.features import DAY, Events, History
 from verticals.finance.fraud.store import Chunk, Conflict, Decision, Event, EventStore, Stale
-from verticals.finance.fraud.store_embedded import EmbeddedStore
-from verticals.finance.fraud.store_redis import RedisStore
 
 START = 1_525_132_800_000_000
 CARD, OTHER_CARD, SHOP, OTHER_SHOP = 2**63 - 1, -(2**63), -1, 7
@@ -44,16 +39,6 @@ def chunk(events: Sequence[Event]) -> Chunk:
     return Chunk([e.id for e in events], Events(*columns, amount, fraud), [e.extra for e in events])
 
 
-@pytest.fixture(params=["embedded", "redis"])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[EventStore]:
-    if request.param == "embedded":
-        with EmbeddedStore(tmp_path / "events.db", synchronous="normal") as embedded:
-            yield embedded
-    else:
-        with RedisStore(request.getfixturevalue("redis_url"), name=uuid.uuid4().hex) as shared:
-            yield shared
-
-
 def all_decisions(store: EventStore) -> list[Decision]:
     return [line for lines in store.decisions(size=2) for _, line in lines]
 
@@ -72,15 +57,17 @@ def test_an_empty_store(store: EventStore) -> None:
 
 def test_the_first_answer_is_kept_and_nothing_counts_twice(store: EventStore) -> None:
     first, second = event("a"), event("b", 1, extra=b'{"channel": "web"}')
-    done = store.commit([first, second], decisions=[line(first), line(second)], states={CARD: b"s1"}, version="v1")
+    done = store.commit(
+        [first, second], decisions=[line(first), line(second)], states={CARD: b"s1"}, version="v1", after=0
+    )
     assert [(c.seq, c.answer, c.new) for c in done] == [(1, first.answer, True), (2, second.answer, True)]
     again = first._replace(answer=b"another", fraud=1)
-    assert store.commit([again], decisions=[line(again)], states={CARD: b"s2"}, version="v1") == [
+    assert store.commit([again], decisions=[line(again)], states={CARD: b"s2"}, version="v1", after=0) == [
         (1, first.answer, False)
     ]
     assert store.count() == 2
     assert store.answers(["a", "b", "c"]) == {"a": (first.digest, first.answer), "b": (second.digest, second.answer)}
-    assert store.states("v1", [CARD]) == {CARD: b"s1"}
+    assert store.states("v1", [CARD]) == (2, {CARD: b"s1"})
     assert all_decisions(store) == [line(first), line(second)]
     assert list(store.decisions(after=1)) == [[(2, line(second))]]
     assert store.history("customer", CARD, 0).fraud.tolist() == [-1, -1]
@@ -104,8 +91,9 @@ def test_an_event_older_than_its_cards_newest_is_refused_with_all_beside_it(stor
     newest = event("a", 10)
     store.commit([newest, event("b", 3, card=OTHER_CARD)])
     old, beside = event("old", 9, shop=OTHER_SHOP), event("beside", 9, card=3)
+    states = {3: b"s", CARD: b"s"}
     with pytest.raises(Conflict, match=r"'old' is of 2018-05-01T00:09.*newest event at 2018-05-01T00:10") as caught:
-        store.commit([beside, old], states={3: b"s"}, version="v1", decisions=[line(beside), line(old)])
+        store.commit([beside, old], states=states, version="v1", decisions=[line(beside), line(old)], after=2)
     assert (caught.value.transaction, caught.value.newest) == ("old", newest.time)
     assert store.answers(["old", "beside"]) == {}
     assert (store.count(), store.versions(), all_decisions(store), store.newest(3)) == (2, {}, [], None)
@@ -124,12 +112,14 @@ def test_pasts_are_in_time_order_and_fit_the_features(store: EventStore) -> None
     shop = store.history("terminal", SHOP, 0)
     assert shop.other.tolist() == [OTHER_CARD, CARD, 3, 4], "time order, ties in the order of arrival"
     assert shop.amount.tolist() == [2.5, 10, 10, 10]
+    assert [store.history("terminal", SHOP, 0, before=n).amount.tolist() for n in (1, 2, 3)] == [[], [10], [2.5, 10]]
     assert [column.dtype for column in shop[:4]] == [np.int64, np.float64, np.int64, np.int8]
     minute = event("", 10).time
     assert store.history("terminal", SHOP, minute).other.tolist() == [CARD, 3, 4]
     assert store.history("terminal", SHOP, minute + 1).other.tolist() == []
     assert store.history("terminal", SHOP, 0, until=minute - 1).other.tolist() == [OTHER_CARD]
     assert store.history("customer", CARD, minute, until=minute).other.tolist() == [SHOP]
+    assert store.history("terminal", SHOP, minute, until=minute, before=4).other.tolist() == [CARD, 3], "ties by number"
     card = store.history("customer", CARD, 0)
     assert card.other.tolist() == [SHOP, OTHER_SHOP]
     assert History(*card[:4], 30 * DAY).mark("gap").tolist() == [30, 1 / 1440]
@@ -142,7 +132,7 @@ def test_a_commit_computed_from_a_past_that_changed_is_stale(store: EventStore) 
     store.commit([event("a")], expected=expected)  # type: ignore[arg-type]
     for entity in expected:
         with pytest.raises(Stale):
-            store.commit([event("b", 1)], expected={entity: expected[entity]}, states={CARD: b"s"}, version="v")  # type: ignore[dict-item]
+            store.commit([event("b", 1)], expected={entity: expected[entity]})  # type: ignore[dict-item]
     assert store.commit([event("a")], expected=expected)[0].new is False, "an answered id needs no past"  # type: ignore[arg-type]
     card = store.history("customer", CARD, 0)
     store.label("a", 1, START)
@@ -155,7 +145,7 @@ def test_a_commit_computed_from_a_past_that_changed_is_stale(store: EventStore) 
 def test_events_computed_without_one_that_is_known_are_stale(store: EventStore) -> None:
     store.commit([event("a")])
     with pytest.raises(Stale, match="'b'"):
-        store.commit([event("a"), event("b", 1)], states={CARD: b"counted a twice"}, version="v1")
+        store.commit([event("a"), event("b", 1)], states={CARD: b"counted a twice"}, version="v1", after=1)
     assert [c.new for c in store.commit([event("a"), event("c", card=3)])] == [False, True]
 
 
@@ -164,8 +154,17 @@ def test_contradicting_arguments_are_refused(store: EventStore) -> None:
         store.commit([event("a"), event("b")], decisions=[line(event("a"))])
     with pytest.raises(ValueError, match="without a version"):
         store.commit([event("a")], states={CARD: b"s"})
+    with pytest.raises(ValueError, match="without `after`"):
+        store.commit([event("a")], states={CARD: b"s"}, version="v")
+    with pytest.raises(ValueError, match="cards without an event"):
+        store.commit([event("a")], states={CARD: b"s", 5: b"s"}, version="v", after=0)
+    with pytest.raises(ValueError, match="no state for the card of transaction 'b'"):
+        store.commit([event("a"), event("b", card=5)], states={CARD: b"s"}, version="v", after=0)
+    with pytest.raises(ValueError, match="moves forward, not from event 3 to 3"):
+        store.catch_up("v", [], after=3, upto=3)
     with pytest.raises(ValueError, match="twice"):
         store.commit([event("a"), event("a")])
+    assert (store.count(), store.versions()) == (0, {})
 
 
 def test_labels_their_reversal_and_their_history(store: EventStore) -> None:
@@ -195,24 +194,6 @@ def test_a_label_finds_its_event_among_many(store: EventStore) -> None:
     for n in (0, 99, 50, 31):
         store.label(str(n), 1, START)
     assert np.flatnonzero(store.history("terminal", SHOP, 0).fraud == 1).tolist() == [0, 31, 50, 99]
-
-
-def test_states_by_version(store: EventStore) -> None:
-    store.commit([event("a"), event("b", card=OTHER_CARD)], states={CARD: b"\0a", OTHER_CARD: b""}, version="v1")
-    assert store.states("v1", [OTHER_CARD, CARD, 5]) == {CARD: b"\0a", OTHER_CARD: b""}
-    assert store.states("v2", [CARD]) == store.states("v1", []) == {}
-    assert store.versions() == {"v1": 2}
-    store.commit([event("c", 1)], states={CARD: b"c"}, version="v2")
-    assert store.versions() == {"v1": 2, "v2": 0}, "v2 never saw the first two, v1 not the third"
-    store.commit([], states={CARD: b"warm", OTHER_CARD: b"warm"}, version="v2", upto=3)
-    store.commit([event("d", 2)], states={CARD: b"d"}, version="v2")
-    assert store.versions() == {"v1": 2, "v2": 4}
-    store.commit([event("e", 3)], states={}, version="v2")
-    assert store.versions()["v2"] == 4, "no state for the card of e"
-    store.drop_states("v2")
-    assert store.versions() == {"v1": 2}
-    assert store.states("v2", [CARD]) == {}
-    assert store.states("v1", [CARD]) == {CARD: b"\0a"}
 
 
 def test_replay_gives_arrival_order_in_chunks(store: EventStore) -> None:
@@ -317,7 +298,7 @@ def test_unsorted_history_names_the_row(store: EventStore) -> None:
 def test_forgetting(store: EventStore) -> None:
     events = history(40)
     store.load(chunks(events[:20]), source="file")
-    store.commit([e._replace(answer=b"x") for e in events[20:]], states={0: b"s"}, version="v")
+    store.commit([e._replace(answer=b"x") for e in events[20:]])
     store.label("h4", 1, START)
     store.label("h30", 1, START)
     edge = events[20].time
@@ -357,11 +338,12 @@ def test_threads_that_retry_lose_no_update(store: EventStore) -> None:
             card = n % 2
             while True:
                 past = store.history("customer", card, 0)
-                count = int(store.states("v", [card]).get(card, b"0"))
+                held = store.states("v", [card])
+                states = {card: b"%d" % (int(held.by_customer.get(card, b"0")) + 1)}
                 new = event(f"{thread} {n}", card=card, shop=thread)
                 try:
                     expected = {("customer", card): past.revision}
-                    store.commit([new], states={card: b"%d" % (count + 1)}, version="v", expected=expected)  # type: ignore[arg-type]
+                    store.commit([new], states=states, version="v", expected=expected, after=held.upto)  # type: ignore[arg-type]
                     break
                 except Stale:
                     retries += 1
@@ -369,7 +351,6 @@ def test_threads_that_retry_lose_no_update(store: EventStore) -> None:
 
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(work, range(4)))
-    assert store.states("v", [0, 1]) == {0: b"52", 1: b"48"}
-    assert store.versions() == {"v": 100}
+    assert store.states("v", [0, 1]) == (100, {0: b"52", 1: b"48"})
     assert sorted(seq for r in store.replay(size=30) for seq in r.seqs.tolist()) == list(range(1, 101))
     assert [len(store.history("customer", card, 0).time) for card in (0, 1)] == [52, 48]

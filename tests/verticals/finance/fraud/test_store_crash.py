@@ -27,11 +27,13 @@ def stream(path: Path, acknowledge: Connection) -> None:
             event = Event(f"t{n}", 1_000_000 * n, n % 7, n % 3, n / 9, answer=b"answer %d" % n)
             card = event.customer
             if event.id not in store.answers([event.id]):
-                before = store.states("v", [card]).get(card, b"")
+                held = store.states("v", [card])
+                before = held.by_customer.get(card, b"")
                 store.commit(
                     [event],  # its state depends on every event of the card, in order: one too many would show
                     states={card: hashlib.sha256(before + event.digest).digest()},
                     version="v",
+                    after=held.upto,
                     decisions=[Decision(event.time, "v", 0.5, "allow", b"[]", event.digest)],
                     expected={("customer", card): store.history("customer", card, 0).revision},
                 )

@@ -12,7 +12,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from core.errors import DataError
-from tests.redis_server import redis_url  # noqa: F401
 from verticals.finance.fraud.features import Events
 from verticals.finance.fraud.store import Chunk, Conflict, Decision, Event, EventStore, Stale
 from verticals.finance.fraud.store_embedded import EmbeddedStore
@@ -27,6 +26,8 @@ class Model:
     kept: dict[str, Event] = field(default_factory=dict)
     labels: list[tuple[str, int, int, int]] = field(default_factory=list)
     states: dict[int, bytes] = field(default_factory=dict)
+    """Of version v: the ids of the card's events, each as often as it was counted."""
+    upto: int = 0
     logged: list[str] = field(default_factory=list)
     last: int = 0
     floor: int = -1
@@ -43,14 +44,25 @@ class Model:
             if event.time < max(newest[event.customer], self.floor):
                 return "Conflict"
             newest[event.customer] = event.time
+        if fresh and not loading and self.upto != self.last:
+            return "Stale"
         for event in fresh:
             self.last += 1
             self.events.append((self.last, event))
             self.kept[event.id] = event
             if not loading:
-                self.states[event.customer] = event.id.encode()
+                self.states[event.customer] = self.states.get(event.customer, b"") + event.id.encode()
                 self.logged.append(event.id)
+                self.upto = self.last
         return "done"
+
+    def catch_up(self) -> int:
+        """Number of events that version v missed and still can have."""
+        missed = [event for seq, event in self.events if seq > self.upto]
+        for event in missed:
+            self.states[event.customer] = self.states.get(event.customer, b"") + event.id.encode()
+        self.upto = self.last
+        return len(missed)
 
     def label(self, id: str, fraud: int, at: int) -> str:
         for place, (seq, event) in enumerate(self.events):
@@ -89,7 +101,26 @@ CALL = st.one_of(
     st.tuples(st.just("load"), BATCH.map(lambda events: sorted(events, key=lambda e: e.time))),
     st.tuples(st.just("label"), st.tuples(EVENT.map(lambda e: e.id), st.integers(0, 1), st.integers(0, 9))),
     st.tuples(st.just("forget"), st.integers(0, 3)),
+    st.tuples(st.just("catch up"), st.none()),
 )
+
+
+def catch_up(store: EventStore, version: str) -> int:
+    """As the predictor does, with a slice for each card; returns how many events were missing."""
+    done, upto = store.versions().get(version, 0), store.last
+    if done == upto:
+        return 0
+    missed = [
+        (customer, id.encode())
+        for replay in store.replay(done, ids=True)
+        for customer, id in zip(replay.events.customer.tolist(), replay.ids or [], strict=True)
+    ]
+    states = store.states(version, sorted({customer for customer, _ in missed})).by_customer
+    for customer, id in missed:
+        states[customer] = states.get(customer, b"") + id
+    changed = {customer for customer, _ in missed}
+    store.catch_up(version, ({customer: states[customer]} for customer in changed), after=done, upto=upto)
+    return len(missed)
 
 
 def run(store: EventStore, model: Model, number: int, name: str, given: Any) -> tuple[Any, Any]:
@@ -97,12 +128,14 @@ def run(store: EventStore, model: Model, number: int, name: str, given: Any) -> 
     try:
         if name == "commit":
             lines = [Decision(e.time, e.id, e.amount, "allow", b"[]", e.digest) for e in given]
-            before = Model(list(model.events), dict(model.kept), [], {}, [], model.last, model.floor)
+            upto, states = store.states("v", sorted({e.customer for e in given}))
+            for e in given:  # as a worker that has not looked whether an id is known
+                states[e.customer] = states.get(e.customer, b"") + e.id.encode()
             said = model.commit(given, loading=False)
-            fresh = {e.customer: e.id.encode() for e in given if e.id not in before.kept}
-            states = {customer: state for customer, state in fresh.items()} if said == "done" else {}
-            store.commit(given, states=states, version="v", decisions=lines)
+            store.commit(given, states=states, version="v", decisions=lines, after=upto)
             return "done", said
+        if name == "catch up":
+            return catch_up(store, "v"), model.catch_up()
         if name == "load":
             fine = [e for e in given if e.time >= model.floor]
             said = model.commit(fine, loading=True)
@@ -142,13 +175,18 @@ def check(store: EventStore, model: Model) -> None:
         for code in (0, 1, 2):
             rows = sorted((e for e in events if getattr(e, side) == code and 1 <= e.time <= 5), key=lambda e: e.time)
             past = store.history(side, code, 1, until=5)  # type: ignore[arg-type]
+            early = [(e.time, e.amount) for seq, e in model.events if getattr(e, side) == code and seq < 3]
+            first = store.history(side, code, 0, before=3)  # type: ignore[arg-type]
+            assert list(zip(first.time.tolist(), first.amount.tolist(), strict=True)) == sorted(
+                early, key=lambda e: e[0]
+            )
             assert past.time.tolist() == [e.time for e in rows]
             assert past.other.tolist() == [getattr(e, other) for e in rows]
             assert past.amount.tolist() == [e.amount for e in rows]
             assert past.fraud.tolist() == [e.fraud for e in rows]
     assert [(c.id, c.before, c.fraud, c.known_at) for c in store.labels_since(0)] == model.labels
     assert store.answers([f"id{n}" for n in range(12)]) == {id: (e.digest, e.answer) for id, e in model.kept.items()}
-    assert store.states("v", [0, 1, 2]) == model.states
+    assert store.states("v", [0, 1, 2]) == (model.upto, model.states)
     assert [line.version for lines in store.decisions() for _, line in lines] == model.logged
 
 

@@ -1,0 +1,207 @@
+"""The fraud service over HTTP beside an endpoint that does nothing, and `verticals predict` on files that grow.
+
+Run by fraud_latency.py. The service is a real `bentoml serve` of fraud_noop.py.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute
+import pyarrow.parquet
+
+from benchmarks.tables import Record, quantiles, table
+
+NAME = "finance.fraud"
+ROOT = Path(__file__).resolve().parents[1]
+CLIENTS = (1, 8, 32)
+START = datetime(2026, 3, 1, 12, tzinfo=UTC)
+GROWTH = (1, 4, 16)
+
+
+@contextmanager
+def trained(folder: Path) -> Iterator[Path]:
+    """A BENTOML_HOME with a debug model in production."""
+    home = folder / "home"
+    home.mkdir()
+    environment = {**os.environ, "BENTOML_HOME": str(home)}
+    done = subprocess.run(
+        [sys.executable, "-m", "pipelines.cli", "train", NAME, "--recipe", "debug", "--set", "fit.max_steps=20", "--runs", str(folder / "runs"), "--alias", "production"],
+        cwd=ROOT, env=environment, capture_output=True, text=True,
+    )  # fmt: skip
+    if done.returncode:
+        raise SystemExit(f"training the debug model failed:\n{done.stderr}")
+    yield home
+
+
+def over_http(quick: bool, folder: Path) -> list[Record]:
+    from tests.bento import start, stop, wait_until_ready
+
+    with trained(folder) as home:
+        server = start("benchmarks.fraud_noop:svc", folder, home)
+        try:
+            wait_until_ready(server)
+            taken = _load(int(server.url.rpartition(":")[2]), requests=160 if quick else 1600, rounds=2 if quick else 4)
+        finally:
+            stop(server)
+    rows: list[Record] = []
+    for clients in CLIENTS:
+        idle = float(np.median(taken[clients, "noop"][0]))
+        for endpoint in ("noop", "score"):
+            times, seconds = taken[clients, endpoint]
+            rows.append(
+                {
+                    "clients": clients,
+                    "endpoint": endpoint,
+                    **quantiles(times),
+                    "requests_per_second": len(times) / seconds,
+                    "times_noop": float(np.median(times)) / idle,
+                }
+            )
+    table(
+        "(d) Over HTTP: one worker, debug model, store with synchronous=full; each client has a card of its own and keeps its connection",
+        rows,
+        "noop is an endpoint added to the same service. Client and service share the machine. score gives reasons and is durable.",
+    )
+    return rows
+
+
+def _load(port: int, *, requests: int, rounds: int) -> dict[tuple[int, str], tuple[Any, float]]:
+    """(clients, endpoint) -> milliseconds of every request, and the seconds they took together; the endpoints take turns."""
+    times: dict[tuple[int, str], list[float]] = {}
+    spent: dict[tuple[int, str], float] = {}
+    for turn in range(rounds + 1):
+        for clients in CLIENTS:
+            for endpoint in ("noop", "score"):
+                each = max(4, requests // rounds // clients)
+                found: list[list[float]] = [[] for _ in range(clients)]
+                names = [f"{turn}-{clients}-{client}" for client in range(clients)]
+                threads = [
+                    threading.Thread(target=_client, args=(port, endpoint, name, each, mine))
+                    for name, mine in zip(names, found, strict=True)
+                ]
+                begun = time.perf_counter()
+                for thread in threads:
+                    thread.start()
+                for thread in threads:
+                    thread.join()
+                seconds = time.perf_counter() - begun
+                if missing := [name for name, mine in zip(names, found, strict=True) if len(mine) < each]:
+                    raise SystemExit(f"{endpoint}: requests of {len(missing)} of {clients} clients failed")
+                if turn:  # the first one warms up
+                    times.setdefault((clients, endpoint), []).extend(value for mine in found for value in mine)
+                    spent[clients, endpoint] = spent.get((clients, endpoint), 0.0) + seconds
+    return {key: (np.array(values), spent[key]) for key, values in times.items()}
+
+
+def _client(port: int, endpoint: str, name: str, count: int, found: list[float]) -> None:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+    for number in range(count):
+        body = json.dumps(
+            {
+                "transaction_id": f"{name}-{number}",
+                "time": (START + timedelta(minutes=number)).isoformat(),
+                "customer": f"card-{name}",
+                "terminal": f"terminal-{number % 5}-{name}",
+                "amount": 20.0 + number % 7,
+            }
+        ).encode()
+        start = time.perf_counter()
+        connection.request("POST", f"/{endpoint}", body, {"Content-Type": "application/json"})
+        answer = connection.getresponse()
+        text = answer.read()
+        if answer.status != 200:
+            raise RuntimeError(f"{endpoint} answered {answer.status}: {text[:300]!r}")
+        found.append((time.perf_counter() - start) * 1e3)
+    connection.close()
+
+
+# -- a file larger than memory -----------------------------------------------------------------------------------------
+
+
+def bounded_memory(quick: bool, folder: Path) -> list[Record]:
+    from core.inference.model import build
+    from verticals.finance.fraud import APPLICATION
+    from verticals.finance.fraud.config import debug
+    from verticals.finance.fraud.features import DAY, Features
+    from verticals.finance.fraud.synthetic import SyntheticConfig, synthetic_transactions
+
+    made = debug()
+    days = int(Features(made.features).horizon / DAY) + 8
+    cards = 250 if quick else 2_500
+    part = synthetic_transactions(SyntheticConfig(num_customers=cards, num_terminals=2 * cards, num_days=days))
+    rows: list[Record] = []
+    with trained(folder) as home:
+        for times in (0, *GROWTH):
+            path = folder / f"{times}.parquet"
+            count = _write(part.slice(0, 500) if not times else part, path, days=days, times=max(1, times))
+            seconds, peak = _predict(path, folder / "scores.parquet", home)
+            rows.append(
+                {
+                    "file": f"{times}x" if times else "500 rows",
+                    "rows": count,
+                    "days": days * max(1, times) if times else 1,
+                    "file_mb": path.stat().st_size / 1e6,
+                    "seconds": seconds,
+                    "rows_per_second": count / seconds,
+                    "peak_rss_mb": peak / 1e6,
+                }
+            )
+            path.unlink()
+        version = next((home / "models").glob("*/*/config.yaml"), None)
+        nbytes = build(APPLICATION, version.parent, "x")[1].layout.nbytes if version else 0
+    horizon = int(len(part) / days * Features(made.features).horizon / DAY)
+    table(
+        f"(e) `verticals predict` on files of the same {len(part) // days:,} rows a day over ever more days, debug model",
+        rows,
+        f"Beyond the program itself (500 rows): about {horizon:,} events of the horizon with their sums and features, one state of "
+        f"{nbytes:,} bytes for each of {cards:,} cards ({cards * nbytes / 1e6:.1f} MB), a chunk of 65,536 rows, and DuckDB's sorting, "
+        "which holds up to 256 MiB before it writes to disk.",
+    )
+    growth = rows[-1]["peak_rss_mb"] / rows[-2]["peak_rss_mb"]
+    print(f"  4 times the rows ({GROWTH[-2]}x to {GROWTH[-1]}x): {growth:.2f} times the memory")
+    return rows
+
+
+def _write(part: pa.Table, path: Path, *, days: int, times: int) -> int:
+    """The part again and again, each time later, under new ids; one row group each. Returns the rows."""
+    place = part.schema.get_field_index("TRANSACTION_ID")
+    at = part.schema.get_field_index("TX_DATETIME")
+    with pyarrow.parquet.ParquetWriter(path, part.schema) as writer:
+        for turn in range(times):
+            ids = pa.array(np.arange(len(part)) + turn * len(part)).cast(part.schema.field(place).type)
+            later = pyarrow.compute.add(part["TX_DATETIME"], pa.scalar(timedelta(days=days * turn), pa.duration("us")))
+            shifted = part.set_column(place, part.schema.field(place), ids)
+            writer.write_table(shifted.set_column(at, part.schema.field(at), later.cast(part.schema.field(at).type)))
+    return len(part) * times
+
+
+def _predict(source: Path, target: Path, home: Path) -> tuple[float, int]:
+    """Seconds and peak bytes of the command in a process of its own."""
+    environment = {**os.environ, "BENTOML_HOME": str(home)}
+    start = time.perf_counter()
+    with tempfile.TemporaryFile() as said:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "pipelines.cli", "predict", NAME, "-i", str(source), "-o", str(target)],
+            cwd=ROOT, env=environment, stdout=said, stderr=said,
+        )  # fmt: skip
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        if process.returncode:
+            said.seek(0)
+            raise SystemExit(f"verticals predict failed:\n{said.read().decode()}")
+    return time.perf_counter() - start, usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)

@@ -1,0 +1,63 @@
+"""What every benchmark shares: ways that take turns, quantiles, and tables on the terminal and as records."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Record = dict[str, Any]
+
+
+def interleaved(ways: dict[str, Callable[[], object]], rounds: int) -> dict[str, NDArray[np.float64]]:
+    """Milliseconds of each way in each round; the ways take turns."""
+    taken = {name: np.empty(rounds) for name in ways}
+    for number in range(-max(3, rounds // 20), rounds):
+        for name, way in ways.items():
+            start = time.perf_counter()
+            way()
+            if number >= 0:
+                taken[name][number] = (time.perf_counter() - start) * 1e3
+    return taken
+
+
+def quantiles(taken: NDArray[np.float64]) -> Record:
+    return {"p50_ms": float(np.median(taken)), "p99_ms": float(np.quantile(taken, 0.99)), "rounds": len(taken)}
+
+
+def goal(text: str, reached: bool) -> Record:
+    print(f"  goal: {text}: {'reached' if reached else 'NOT reached'}")
+    return {"goal": text, "reached": reached}
+
+
+def table(title: str, rows: Sequence[Record], note: str = "") -> None:
+    """Prints rows under their keys."""
+    print(f"\n{title}")
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    cells = [[_cell(row.get(column, "")) for column in columns] for row in rows]
+    widths = [max(map(len, column)) for column in zip(columns, *cells, strict=True)]
+    for line in (columns, *cells):
+        print("  " + "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+    if note:
+        print(f"  {note}")
+
+
+def _cell(value: object) -> str:
+    return (
+        f"{value:,.3g}"
+        if isinstance(value, float) and abs(value) < 1000
+        else f"{value:,.0f}"
+        if isinstance(value, float)
+        else str(value)
+    )
+
+
+def keep(path: str | None, **parts: Any) -> None:
+    """Writes the records as JSON where a file is named."""
+    if path:
+        Path(path).write_text(json.dumps(parts, indent=1, default=str) + "\n")
