@@ -14,7 +14,7 @@ from verticals.finance.service import Finance, Noted
 
 
 class WithNoop(Finance):
-    @bentoml.api
+    @bentoml.api  # type: ignore[untyped-decorator]
     async def noop(self, transaction: Transaction, /) -> Noted:
         """Answers without doing anything."""
         return Noted(transaction_id=transaction.transaction_id, changed=False)

@@ -24,36 +24,35 @@ from verticals.finance.fraud.model import FraudNet, ModelConfig, ScoreStep
 WINDOW = 64
 
 
-def given_events(rows: int) -> tuple[Events, str]:
-    """Handbook rows from its second month on where VERTICALS_DATA is set, else synthetic ones."""
+def given_events(rows: int | None) -> tuple[Events, str]:
+    """Rows (all, or so many from the handbook's second month on) where VERTICALS_DATA is set, else synthetic ones."""
     from verticals.finance.fraud.synthetic import SyntheticConfig, synthetic_transactions
 
     if root := os.environ.get("VERTICALS_DATA"):
-        read = pa.parquet.read_table(Path(root) / "fraud/handbook/transactions.parquet").slice(300_000, rows)
-        source = "handbook"
+        read, source = pa.parquet.read_table(Path(root) / "fraud/handbook/transactions.parquet"), "handbook"
+        read = read if rows is None else read.slice(300_000, rows)
     else:
-        read = synthetic_transactions(
-            SyntheticConfig(num_customers=rows // 120 + 1, num_terminals=rows // 60 + 1, num_days=60)
-        )
+        cards = (rows or 400_000) // 120 + 1
+        read = synthetic_transactions(SyntheticConfig(num_customers=cards, num_terminals=2 * cards, num_days=60))
         read, source = read.slice(0, rows), "synthetic"
-    codes = [
-        read[name].to_pandas().astype("category").cat.codes.to_numpy().astype(np.int64)
+    customer, terminal = (
+        np.unique(read[name].to_numpy(zero_copy_only=False), return_inverse=True)[1].astype(np.int64)
         for name in ("CUSTOMER_ID", "TERMINAL_ID")
-    ]
+    )
     stamp = read["TX_DATETIME"].cast(pa.timestamp("us")).cast(pa.int64()).to_numpy()
-    return Events(stamp, *codes, read["TX_AMOUNT"].to_numpy(), read["TX_FRAUD"].to_numpy().astype(np.int8)), source
+    label = read["TX_FRAUD"].to_numpy().astype(np.int8)
+    return Events(stamp, customer, terminal, read["TX_AMOUNT"].to_numpy(), label), source
 
 
 def rerun(net: FraudNet, features: torch.Tensor, days: torch.Tensor) -> torch.Tensor:
     """The last event's logit from the whole window, in the fewest torch operations: one matmul for all inputs, attention once."""
     recall, (size, states) = net.history, (net.history.num_hidden, net.history.num_states)
-    given = F.linear(
-        F.silu(F.linear(features, net.embed[0].weight, net.embed[0].bias)), recall.gates.weight, recall.gates.bias
-    )  # type: ignore[arg-type]
-    hidden, cell, weight = torch.zeros(1, size), torch.zeros(1, size), recall.recurrent.weight.t()
+    weight, bias = net.get_parameter("embed.0.weight"), net.get_parameter("embed.0.bias")
+    given = F.linear(F.silu(F.linear(features, weight, bias)), recall.gates.weight, recall.gates.bias)
+    hidden, cell, recurrent = torch.zeros(1, size), torch.zeros(1, size), recall.recurrent.weight.t()
     hiddens = []
-    for part in given.split(1):
-        gates = torch.addmm(part, hidden, weight)
+    for part in given.unsqueeze(1).unbind(0):
+        gates = torch.addmm(part, hidden, recurrent)
         take, keep, give, _ = torch.sigmoid(gates).chunk(4, 1)
         cell = torch.addcmul(keep * cell, take, torch.tanh(gates.narrow(1, 3 * size, size)))
         hidden = give * torch.tanh(cell)
@@ -81,10 +80,10 @@ def as_lstm(net: FraudNet) -> torch.nn.LSTM:
     take, keep, give, new = torch.arange(4 * recall.num_hidden).chunk(4)
     order = torch.cat([take, keep, new, give])
     with torch.no_grad():
-        lstm.weight_ih_l0.copy_(recall.gates.weight[order])
-        lstm.weight_hh_l0.copy_(recall.recurrent.weight[order])
-        lstm.bias_ih_l0.copy_(recall.gates.bias[order])
-        lstm.bias_hh_l0.zero_()
+        lstm.get_parameter("weight_ih_l0").copy_(recall.gates.weight[order])
+        lstm.get_parameter("weight_hh_l0").copy_(recall.recurrent.weight[order])
+        lstm.get_parameter("bias_ih_l0").copy_(recall.gates.bias[order])
+        lstm.get_parameter("bias_hh_l0").zero_()
     return lstm
 
 
@@ -129,7 +128,7 @@ def carried_state(quick: bool, folder: Path) -> list[Record]:
         ways["XGBoost, 300 trees of depth 6, inplace_predict of one row"] = trees
     gc.collect()
     taken = interleaved(ways, 100 if quick else 600)
-    middle = {name: float(np.median(values)) for name, values in taken.items()}
+    middle = {name: float(np.median(values.wall)) for name, values in taken.items()}
     rows = [
         {"one answer": name, **quantiles(values), "times_step": middle[name] / middle[step]}
         for name, values in taken.items()

@@ -90,6 +90,7 @@ class Ordered:
                 "autoload_known_extensions": False,
             },
         )
+        self._connection.execute("SET enable_progress_bar = false")  # it writes to stdout, where results go
         try:
             self._fill(clock() if now is None else now, progress)
             self._check_keys()

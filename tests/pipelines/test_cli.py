@@ -174,7 +174,7 @@ def test_release_moves_the_alias_and_sets_the_threshold(home: Path, capsys: pyte
     version = registry.aliases(NAME)["production"]
     code, result = run(capsys, "release", NAME, "--version", version, "--alias", "production", "--threshold", "0.25")
     assert code == 0
-    assert [row for row in result["versions"] if "production" in row["aliases"]][0]["threshold"] == 0.25
+    assert next(row for row in result["versions"] if "production" in row["aliases"])["threshold"] == 0.25
     registry.set_threshold(NAME, "production", None)
 
 

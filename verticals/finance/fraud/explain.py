@@ -37,6 +37,10 @@ CAUSES = (
 """Prefix of a feature's name -> the cause it speaks for; the first that fits."""
 
 
+MOST_MEMBERS = 48
+"""Features of a cause that are hidden alone to find the most telling one: those furthest from their usual value."""
+
+
 class Effect(NamedTuple):
     """What hiding one thing does."""
 
@@ -100,19 +104,35 @@ class Occlusion:
         found = [Effect(cause, -1, float(effect)) for cause, effect in zip(self.causes, effects, strict=False)]
         found += [Effect("past event", num_past - i, float(effect)) for i, effect in enumerate(effects[len(hidden) :])]
         found = sorted((e for e in found if abs(e.effect) >= 0.01), key=lambda e: -abs(e.effect))[:most]
-        return [
-            e if e.cause == "past event" else e._replace(place=self._telling(e, features, day, state, logit))
-            for e in found
-        ]
+        return self._telling(found, features, day, state, logit)
 
-    def _telling(self, effect: Effect, features: NDArray[np.float32], day: float, state: Arrays, logit: float) -> int:
-        """The feature of the cause that does most in the cause's direction when hidden alone."""
-        members = self.causes[effect.cause]
-        variants = np.repeat(features[None], len(members), axis=0)
-        variants[np.arange(len(members)), members] = self.usual[members]
-        states = {key: np.repeat(value, len(members), axis=0) for key, value in state.items()}
-        alone = (logit - self._logits(variants, day, states)) * np.sign(effect.effect)
-        return int(members[np.argmax(alone)])
+    def _telling(
+        self, found: list[Effect], features: NDArray[np.float32], day: float, state: Arrays, logit: float
+    ) -> list[Effect]:
+        """The effects with, for each cause, the feature that does most in the cause's direction when hidden alone."""
+        off = np.abs(features - self.usual)
+        members = {}
+        for effect in found:
+            if effect.cause in self.causes:
+                own = self.causes[effect.cause]
+                members[effect.cause] = own[np.argsort(-off[own], kind="stable")[:MOST_MEMBERS]]
+        if not members:
+            return found
+        places = np.concatenate(list(members.values()))
+        variants = np.repeat(features[None], len(places), axis=0)
+        variants[np.arange(len(places)), places] = self.usual[places]
+        states = {key: np.repeat(value, len(places), axis=0) for key, value in state.items()}
+        alone = logit - self._logits(variants, day, states)
+        starts = dict(zip(members, np.cumsum([0, *map(len, members.values())]).tolist(), strict=False))
+        told = []
+        for effect in found:
+            if effect.cause in members:
+                own = members[effect.cause]
+                first = starts[effect.cause]
+                best = np.argmax(alone[first : first + len(own)] * np.sign(effect.effect))
+                effect = effect._replace(place=int(own[best]))
+            told.append(effect)
+        return told
 
     def _logits(self, variants: NDArray[np.float32], day: float, states: Arrays) -> NDArray[np.float64]:
         results = self.session({"features": variants, "time": np.full(len(variants), day), **states})

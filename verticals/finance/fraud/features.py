@@ -564,9 +564,7 @@ class _TableWindow:
         if (mark, sign) not in self._extremes:
             table = self.table.extreme(mark, sign).reshape(-1)
             left, right = self._cover
-            self._extremes[mark, sign] = np.where(
-                self.high > self.low, np.maximum(table[left], table[right]), -np.inf
-            )
+            self._extremes[mark, sign] = np.where(self.high > self.low, np.maximum(table[left], table[right]), -np.inf)
         return self._extremes[mark, sign]
 
     def _age(self, place: Ints, empty: float) -> Floats:

@@ -32,7 +32,7 @@ from verticals.finance.fraud.states import CardStates, StateLayout
 MAX_ATTEMPTS = 8
 """Times that a request is scored anew because another worker changed its card or terminal meanwhile."""
 
-FEW, MAX_STEP = 256, 100_000
+FEW, MAX_STEP = 256, 10_000
 """Events that are caught up one by one rather than by a replay of the whole store, and the most in one transaction."""
 
 

@@ -250,7 +250,7 @@ class EventStore(Protocol):
             slices: states by customer, of every card with an event numbered above `after` and up to `upto`; made from
                 `states` whose `upto` was `after` too. At most about 10,000 in a slice.
             after: where the version is; 0 for one that has to be warmed from nothing. Above 0 the slices are put in
-                place by one transaction that others wait for: take steps of at most about 100,000 events.
+                place by one transaction that others wait for: take steps of at most about 10,000 events.
 
         Raises:
             Stale: the version is not at `after` any more, so another worker has moved it: look where it is now.

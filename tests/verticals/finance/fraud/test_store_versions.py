@@ -245,6 +245,18 @@ def test_catching_up_takes_all_slices_or_none(store: EventStore) -> None:
     assert leftovers(store) == 0
 
 
+def test_a_step_of_thousands_of_cards(store: EventStore) -> None:
+    store.load(chunks(history(20)), source="file")
+    right: dict[int, bytes] = {}
+    for after, cards in ((0, range(5000)), (10, range(2000, 6000))):
+        states = {card: b"%d %d" % (after, card) for card in cards}
+        right |= states
+        parts = [cards[n : n + 1500] for n in range(0, len(cards), 1500)]
+        store.catch_up("v", ({card: states[card] for card in part} for part in parts), after=after, upto=after + 10)
+    assert store.states("v", range(7000)) == (20, right)
+    assert leftovers(store) == 0
+
+
 def test_of_two_that_warm_at_once_the_first_wins(store: EventStore) -> None:
     store.load(chunks(history(20)), source="file")
     reached = []

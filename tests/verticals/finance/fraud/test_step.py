@@ -1,0 +1,125 @@
+"""The network for one event (`step`, which ships) beside the network for chunks (`forward`, which trains): the same numbers."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from core.inference.session import TorchSession
+from core.nn.sequence import RecallLSTM
+from verticals.finance.fraud.features import DAY
+from verticals.finance.fraud.model import FraudNet, ModelConfig, ScoreStep
+from verticals.finance.fraud.states import CardStates, StateLayout
+
+SIZES = ModelConfig(num_embedding=12, num_hidden=10, num_states=5, num_features_hidden=16)
+
+
+def made(**changes: object) -> FraudNet:
+    torch.manual_seed(0)
+    return FraudNet(SIZES.model_copy(update=changes), 7).eval()
+
+
+@pytest.mark.parametrize("num_heads", [0, 1, 3])
+def test_event_by_event_equals_the_whole_history(num_heads: int) -> None:
+    """More events than the memory holds, so that it is empty, partly full and full."""
+    net = made(num_heads=num_heads)
+    features = torch.randn(4, 13, 7)
+    days = 17_000 + torch.rand(4, 13, dtype=torch.float64).cumsum(1)
+    with torch.inference_mode():
+        whole, end = net(features, days, net.initial(4))
+        state, singly = net.initial(4), []
+        for k in range(13):
+            logit, state = net.step(features[:, k], days[:, k], state)
+            singly.append(logit)
+    torch.testing.assert_close(torch.stack(singly, 1), whole, atol=1e-5, rtol=0)
+    for mine, its in zip(state, end, strict=True):
+        torch.testing.assert_close(mine, its, atol=1e-5, rtol=0)
+
+
+def test_a_step_has_the_gradient_of_forward() -> None:
+    torch.manual_seed(1)
+    recall = RecallLSTM(6, 8, num_states=3)
+    inputs, days = torch.randn(2, 6), torch.full((2,), 5.0, dtype=torch.float64)
+    _, state = recall(torch.randn(2, 2, 6), torch.tensor([[1.0, 2.0]] * 2, dtype=torch.float64), recall.initial(2))
+    grads = []
+    for way in (lambda: recall.step(inputs, days, state)[0], lambda: recall(inputs[:, None], days[:, None], state)[0]):
+        recall.zero_grad()
+        way().sum().backward(retain_graph=True)
+        grads.append([parameter.grad.clone() for parameter in recall.parameters() if parameter.grad is not None])
+    assert len(grads[0]) == len(list(recall.parameters()))
+    for one, other in zip(*grads, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
+
+
+def test_the_step_exports_with_a_free_number_of_cards() -> None:
+    step = ScoreStep(made())
+    state = step.net.initial(2)
+    given = (torch.randn(2, 7), torch.tensor([1.0, 2.0], dtype=torch.float64), *state)
+    cards = torch.export.Dim("cards", min=1, max=4096)
+    free = tuple({0: cards} for _ in given)
+    exported = torch.export.export(
+        step, given, dynamic_shapes={"features": free[0], "time": free[1], "state": free[2:]}
+    )
+    other = (torch.randn(5, 7), torch.rand(5, dtype=torch.float64), *step.net.initial(5))
+    with torch.no_grad():
+        for mine, its in zip(exported.module()(*other), step(*other), strict=True):
+            torch.testing.assert_close(mine, its, atol=1e-6, rtol=1e-5)
+
+
+def test_weights_files_do_not_hold_what_the_sizes_decide() -> None:
+    assert "history.mask" not in made().state_dict()
+
+
+def test_a_lone_event_equals_its_place_in_a_batch() -> None:
+    session = TorchSession(ScoreStep(made()))
+    rng = np.random.default_rng(0)
+    cards = rng.integers(0, 4, 60)
+    time = np.cumsum(rng.integers(1, DAY, 60))
+    features = rng.normal(size=(60, 7)).astype(np.float32)
+    together, alone = CardStates(StateLayout(session)), CardStates(StateLayout(session))
+    before, met = together.layout.zeros(60), alone.layout.zeros(1)
+    batch = together.advance(session, cards, time, features, before)
+    for k in range(60):
+        place = slice(k, k + 1)
+        logit = alone.advance(session, cards[place], time[place], features[place], met)
+        np.testing.assert_allclose(logit, batch[place], atol=1e-5)
+        for name, array in met.items():
+            np.testing.assert_allclose(array, before[name][place], atol=1e-5)
+
+
+def test_states_survive_as_bytes() -> None:
+    session = TorchSession(ScoreStep(made()))
+    states = CardStates(StateLayout(session))
+    rng = np.random.default_rng(0)
+    cards = np.arange(-20, 20)
+    states.advance(session, cards, np.full(40, DAY), rng.normal(size=(40, 7)).astype(np.float32))
+    kept = dict(states.items())
+    assert set(kept) == set(cards.tolist())
+    assert {len(row) for row in kept.values()} == {states.layout.nbytes}
+    again = CardStates(states.layout)
+    again.put(kept)
+    assert dict(again.items()) == kept
+    features = rng.normal(size=(40, 7)).astype(np.float32)
+    one, other = (held.advance(session, cards, np.full(40, 2 * DAY), features) for held in (states, again))
+    np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"features": np.zeros((1, 8), np.float32)}, "features"),
+        ({"features": np.zeros((1, 7))}, "float64"),
+        ({"features": np.zeros(7, np.float32)}, "features"),
+        ({"time": np.zeros((), np.float64)}, "time"),
+        ({"memory": None}, "needed are"),
+        ({"more": np.zeros(1)}, "needed are"),
+    ],
+)
+def test_a_session_refuses_arrays_that_are_not_its_specs(change: dict[str, np.ndarray | None], words: str) -> None:
+    session = TorchSession(ScoreStep(made()))
+    arrays = {"features": np.zeros((1, 7), np.float32), "time": np.zeros(1), **StateLayout(session).zeros(1)}
+    assert session(arrays)["logit"].shape == (1,)
+    arrays = {name: array for name, array in {**arrays, **change}.items() if array is not None}
+    with pytest.raises(ValueError, match=words):
+        session(arrays)
