@@ -343,8 +343,8 @@ def main() -> None:
         + (", quick" if given.quick else "")
     )
     records: dict[str, list[Record]] = {}
-    for name in given.only:
-        with tempfile.TemporaryDirectory(prefix="fraud-") as folder:
+    with tempfile.TemporaryDirectory(prefix="fraud-") as folder:
+        for name in given.only:
             start = time.perf_counter()
             records[name] = parts[name](given.quick, Path(folder))
             print(f"  ({time.perf_counter() - start:.0f} s)", flush=True)

@@ -22,17 +22,22 @@ class Taken(NamedTuple):
     """Of this thread: what is left of it on a machine that has nothing else to do, waiting for the disk apart."""
 
 
-def interleaved(ways: dict[str, Callable[[], object]], rounds: int) -> dict[str, Taken]:
-    """Times of each way in each round; the ways take turns, after a twentieth of the rounds to warm up."""
-    taken = {name: (np.empty(rounds), np.empty(rounds)) for name in ways}
-    for number in range(-max(3, rounds // 20), rounds):
+def interleaved(ways: dict[str, Callable[[], object]], rounds: int, *, together: int = 10) -> dict[str, Taken]:
+    """Times of each way in each round; the ways take turns of `together` rounds, after one turn to warm up.
+
+    A turn of one round would measure how fast each way gets its own code and data back into the processor's caches.
+    """
+    taken: dict[str, tuple[list[float], list[float]]] = {name: ([], []) for name in ways}
+    for turn in range(1 + rounds // together):
         for name, way in ways.items():
-            cpu, start = time.thread_time(), time.perf_counter()
-            way()
-            wall, cpu = time.perf_counter() - start, time.thread_time() - cpu
-            if number >= 0:
-                taken[name][0][number], taken[name][1][number] = wall * 1e3, cpu * 1e3
-    return {name: Taken(*times) for name, times in taken.items()}
+            for _ in range(together):
+                cpu, start = time.thread_time(), time.perf_counter()
+                way()
+                wall, cpu = time.perf_counter() - start, time.thread_time() - cpu
+                if turn:
+                    taken[name][0].append(wall * 1e3)
+                    taken[name][1].append(cpu * 1e3)
+    return {name: Taken(np.array(wall), np.array(cpu)) for name, (wall, cpu) in taken.items()}
 
 
 def quantiles(taken: Taken) -> Record:
