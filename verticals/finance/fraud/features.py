@@ -276,7 +276,6 @@ class Features:
             "terminal": events.terminal,
             "pair": events.customer * PAIR_FACTOR + events.terminal,
         }
-        new = _novelty(events.time, codes["pair"], self.memory)
         for entity, code in codes.items():
             wanted: dict[tuple[int, int], list[tuple[Block, int]]] = {}
             for block, start in (pair for key, blocks in self._groups.items() if key[0] == entity for pair in blocks):
@@ -284,7 +283,7 @@ class Features:
                     wanted.setdefault((width, block.delay), []).append((block, start + place))
             if not wanted:
                 continue
-            table = _EntityTable(events, code, new, self.memory, first)
+            table = _EntityTable(events, code, codes["pair"], self.memory, first)
             for (width, delay), rows in wanted.items():
                 window = table.window(width, delay)
                 for block, row in rows:
@@ -401,38 +400,58 @@ class _EntityTable:
     Legend: N event, n event that features are wanted of (all but the context).
     """
 
-    def __init__(self, events: Events, code: Ints, new: Floats, memory: int, first: int) -> None:
-        order = np.argsort(code, kind="stable")
+    def __init__(self, events: Events, code: Ints, pair: Ints, memory: int, first: int) -> None:
+        self.order = order = np.argsort(code, kind="stable")
         count = len(order)
+        self.events, self.pair, self.memory = events, pair, memory
         self.time = events.time[order]
         sorted_code = code[order]
-        self.starts = np.flatnonzero(np.r_[True, sorted_code[1:] != sorted_code[:-1]]) if count else order
+        self.begins = np.r_[True, sorted_code[1:] != sorted_code[:-1]] if count else np.zeros(0, bool)
+        """[N] whether an event is the first of its entity."""
+        self.starts = np.flatnonzero(self.begins)
         self.group = np.repeat(np.arange(len(self.starts)), np.diff(np.r_[self.starts, count]))
-        self.rows = np.flatnonzero(order >= first)
+        self.rows = np.flatnonzero(order >= first) if first else np.arange(count)
         """[n] places of the events wanted."""
         self.back = np.empty(len(self.rows), np.int64)
         """[n] where each event wanted, in the table's order, stands among `rows`."""
         self.back[order[self.rows] - first] = np.arange(len(self.rows))
-        gap = np.full(count, memory, np.int64)
-        gap[1:] = np.where(sorted_code[1:] == sorted_code[:-1], np.minimum(np.diff(self.time), memory), memory)
-        _, night, weekend = clock(self.time)
-        self.marks: dict[str, Floats] = {
-            "amount": events.amount[order],
-            "gap": gap / DAY,
-            "new": new[order],
-            "night": night,
-            "weekend": weekend,
-            "fraud": (events.fraud[order] == 1).astype(np.float64),
-        }
-        self.marks["loot"] = self.marks["fraud"] * self.marks["amount"]
-        self.current = {mark: values[self.rows] for mark, values in self.marks.items()}
-        """[n] each."""
         self.now = self.time[self.rows]
         """[n] times of the events wanted."""
+        self._marks: dict[str, Floats] = {}
+        self._current: dict[str, Floats] = {}
         self._prefixes: dict[tuple[str, int], NDArray[np.complex128]] = {}
         self._reached: dict[tuple[str, int], NDArray[np.complex128]] = {}
         self._extremes: dict[tuple[str, int], Floats] = {}
         self._profiles: dict[tuple[int, int], _TableWindow] = {}
+
+    def mark(self, name: str) -> Floats:
+        """[N] in the order of this table; made when first asked for."""
+        if name not in self._marks:
+            self._marks[name] = self._mark(name)
+        return self._marks[name]
+
+    def _mark(self, name: str) -> Floats:
+        if name == "amount":
+            return self.events.amount[self.order]
+        if name == "gap":
+            gap = np.full(len(self.time), self.memory, np.int64)
+            gap[1:] = np.where(self.begins[1:], self.memory, np.minimum(np.diff(self.time), self.memory))
+            days: Floats = gap / DAY
+            return days
+        if name == "new":
+            return _novelty(self.events.time, self.pair, self.memory)[self.order]
+        if name in ("night", "weekend"):
+            _, self._marks["night"], self._marks["weekend"] = clock(self.time)
+            return self._marks[name]
+        if name == "loot":
+            return self.mark("fraud") * self.mark("amount")
+        return (self.events.fraud[self.order] == 1).astype(np.float64)
+
+    def current(self, mark: str) -> Floats:
+        """[n] the mark of the events wanted."""
+        if mark not in self._current:
+            self._current[mark] = self.mark(mark)[self.rows]
+        return self._current[mark]
 
     def window(self, width: int, delay: int) -> _TableWindow:
         """A window's bounds for every event wanted, [n]."""
@@ -476,7 +495,7 @@ class _EntityTable:
         One array for both, so that a window's bound is looked up once.
         """
         if (mark, power) not in self._prefixes:
-            values = self.marks[mark] ** power
+            values = self.mark(mark) ** power
             total = np.r_[0.0, np.cumsum(values)]
             step = np.diff(total)
             error = (total[:-1] - (total[1:] - step)) + (values - step)
@@ -496,7 +515,7 @@ class _EntityTable:
         if (mark, sign) not in self._extremes:
             longest = int(np.diff(np.r_[self.starts, len(self.time)]).max(initial=1))
             levels = np.empty((longest.bit_length(), len(self.time)))
-            levels[0] = sign * self.marks[mark]
+            levels[0] = sign * self.mark(mark)
             for k in range(1, len(levels)):
                 half = 2 ** (k - 1)
                 levels[k] = levels[k - 1]
@@ -507,19 +526,19 @@ class _EntityTable:
     @cached_property
     def last_fraud(self) -> Ints:
         """[N + 1] place of the newest fraud before each place, -1 where there is none."""
-        places: Ints = np.where(self.marks["fraud"] > 0, np.arange(len(self.time)), -1)
+        places: Ints = np.where(self.mark("fraud") > 0, np.arange(len(self.time)), -1)
         return np.concatenate([[-1], np.maximum.accumulate(places)])
 
     @cached_property
     def next_fraud(self) -> Ints:
         """[N + 1] place of the oldest fraud from each place on, N where there is none."""
         count = len(self.time)
-        places: Ints = np.where(self.marks["fraud"] > 0, np.arange(count), count)
+        places: Ints = np.where(self.mark("fraud") > 0, np.arange(count), count)
         return np.concatenate([np.minimum.accumulate(places[::-1])[::-1], [count]])
 
     @cached_property
     def last_genuine(self) -> Ints:
-        places: Ints = np.where(self.marks["fraud"] > 0, -1, np.arange(len(self.time)))
+        places: Ints = np.where(self.mark("fraud") > 0, -1, np.arange(len(self.time)))
         return np.concatenate([[-1], np.maximum.accumulate(places)])
 
 
@@ -534,7 +553,7 @@ class _TableWindow:
         self._extremes: dict[tuple[str, int], Floats] = {}
 
     def current(self, mark: str) -> Floats:
-        return self.table.current[mark]
+        return self.table.current(mark)
 
     def sum(self, mark: str, power: int = 1) -> Floats:
         if (mark, power) not in self._sums:
