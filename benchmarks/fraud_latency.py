@@ -96,7 +96,7 @@ def untrained(config: FeatureConfig, events: Events) -> tuple[Any, dict[str, Any
         "calibration": Calibration().model_dump(),
         "threshold": 0.5,
     }
-    return FraudConfig(features=config), constants, TorchSession(ScoreStep(FraudNet(ModelConfig(), len(features))))
+    return FraudConfig(features=config), constants, TorchSession(ScoreStep(FraudNet(ModelConfig(), features.names)))
 
 
 def history_of(events: Events, side: Literal["customer", "terminal"], code: int, memory: int) -> History:

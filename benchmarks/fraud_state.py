@@ -19,7 +19,7 @@ import torch.nn.functional as F
 
 from benchmarks.tables import Record, goal, interleaved, quantiles, table
 from verticals.finance.fraud.features import Events, FeatureConfig, Features
-from verticals.finance.fraud.model import FraudNet, ModelConfig, ScoreStep
+from verticals.finance.fraud.model import FraudNet, ModelConfig, ScoreStep, pooled
 
 WINDOW = 64
 
@@ -47,8 +47,7 @@ def given_events(rows: int | None) -> tuple[Events, str]:
 def rerun(net: FraudNet, features: torch.Tensor, days: torch.Tensor) -> torch.Tensor:
     """The last event's logit from the whole window, in the fewest torch operations: one matmul for all inputs, attention once."""
     recall, (size, states) = net.history, (net.history.num_hidden, net.history.num_states)
-    weight, bias = net.get_parameter("embed.0.weight"), net.get_parameter("embed.0.bias")
-    given = F.linear(F.silu(F.linear(features, weight, bias)), recall.gates.weight, recall.gates.bias)
+    given = F.linear(net.embed(net._own(features)), recall.gates.weight, recall.gates.bias)
     hidden, cell, recurrent = torch.zeros(1, size), torch.zeros(1, size), recall.recurrent.weight.t()
     hiddens = []
     for part in given.unsqueeze(1).unbind(0):
@@ -69,8 +68,7 @@ def _answer(
     query = F.linear(hidden, recall.query.weight, recall.query.bias).view(recall.num_heads, -1)
     score = query @ seen.t() / math.sqrt(recall.num_hidden + 1)
     recalled = torch.softmax(F.pad(score, (0, 1)), 1)[:, :-1] @ seen
-    logit: torch.Tensor = net.head(torch.cat([features[-1:], hidden, recalled.view(1, -1)], 1))
-    return logit
+    return pooled(net._weigh(features[-1:], torch.cat([hidden, recalled.view(1, -1)], 1)))
 
 
 def as_lstm(net: FraudNet) -> torch.nn.LSTM:
@@ -91,7 +89,8 @@ def carried_state(quick: bool, folder: Path) -> list[Record]:
     from core.inference.session import TorchSession
 
     features = Features(FeatureConfig())
-    net = FraudNet(ModelConfig(), len(features)).eval()
+    net = FraudNet(ModelConfig(), features.names).eval()
+    net.encoding.fit(torch.randn(2000, len(features)), torch.arange(2000) < 100)
     session, lstm = TorchSession(ScoreStep(net)), as_lstm(net)
     window = torch.randn(WINDOW, len(features))
     days = 17_000 + torch.arange(WINDOW, dtype=torch.float64) / 3
@@ -103,7 +102,7 @@ def carried_state(quick: bool, folder: Path) -> list[Record]:
 
     @torch.inference_mode()
     def whole() -> torch.Tensor:
-        return net(window[None], days[None], net.initial(1))[0][0, -1]  # type: ignore[no-any-return]
+        return pooled(net(window[None], days[None], net.initial(1))[0][0, -1])
 
     @torch.inference_mode()
     def stripped() -> torch.Tensor:
@@ -111,7 +110,7 @@ def carried_state(quick: bool, folder: Path) -> list[Record]:
 
     @torch.inference_mode()
     def fused() -> torch.Tensor:
-        hiddens = lstm(net.embed(window)[None])[0][0]
+        hiddens = lstm(net.embed(net._own(window))[None])[0][0]
         return _answer(net, window, days, hiddens[-net.history.num_states - 1 : -1], hiddens[-1:])
 
     same = [float(session(arrays)["logit"][0]), *(float(way().squeeze()) for way in (whole, stripped, fused))]

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from core.contract import Application
 from core.data.ordered import Ordered
+from core.data.pipeline import DataPipeline
 from verticals.finance.fraud.config import RECIPES, FraudConfig
 from verticals.finance.fraud.data import FraudData
 from verticals.finance.fraud.evaluation import constants, evaluate
@@ -25,13 +26,15 @@ from verticals.finance.fraud.task import FraudTask
 
 
 def task(config: FraudConfig, data: FraudData) -> FraudTask:
-    """The network, sized for the pipeline's columns, with its loss."""
-    return FraudTask(FraudNet(config.model, len(data.pipeline.feature_names)), config.loss)
+    """The network, its encoding fitted on the training days, with its loss."""
+    net = FraudNet(config.model, data.pipeline.feature_names)
+    net.encoding.fit(*data.encoding_rows())
+    return FraudTask(net, config.loss)
 
 
 def model(config: FraudConfig, made: Mapping[str, Any]) -> FraudNet:
     """The network without weights."""
-    return FraudNet(config.model, len(made["usual"]))
+    return FraudNet(config.model, DataPipeline.from_record(made["pipeline"]).feature_names)
 
 
 def answers(predictor: FraudPredictor, config: FraudConfig, source: str) -> Iterator[dict[str, NDArray[Any]]]:

@@ -81,19 +81,32 @@ def debug() -> FraudConfig:
         ),
         features=FeatureConfig.of_size("small"),
         sampler=SamplerConfig(batch_size=32, chunk=16, context=32, span=32),
-        model=ModelConfig(num_embedding=16, num_hidden=16, num_states=8, num_features_hidden=32, dropout=0.0),
-        fit=FitConfig(epochs=3, optim=OptimConfig(lr=3e-3)),
+        model=ModelConfig(
+            num_bins=4,
+            num_embedding=16,
+            num_hidden=16,
+            num_states=8,
+            num_evidence=32,
+            num_members=2,
+            dropout=0.0,
+            input_dropout=0.0,
+        ),
+        fit=FitConfig(epochs=3, optim=OptimConfig(lr=5e-3)),
     )
 
 
 def default() -> FraudConfig:
     """The shipped model, on synthetic data where no source is given; a few minutes on two cores."""
-    return FraudConfig()
+    return FraudConfig(
+        data=DataConfig(synthetic=SyntheticConfig(num_customers=500, num_terminals=1000)),
+        sampler=SamplerConfig(batch_size=64, chunk=48, context=40, span=64),
+        fit=FitConfig(epochs=4, optim=OptimConfig(lr=2e-3, weight_decay=0.3, warmup=0.1, average=0.99)),
+    )
 
 
 def wide() -> FraudConfig:
     """More than 2,000 features of the last two weeks."""
-    return FraudConfig(features=FeatureConfig.of_size("wide"))
+    return default().model_copy(update={"features": FeatureConfig.of_size("wide")})
 
 
 RECIPES: dict[str, Callable[[], FraudConfig]] = {"debug": debug, "default": default, "wide": wide}

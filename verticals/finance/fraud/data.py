@@ -28,6 +28,9 @@ from verticals.finance.fraud.records import read_events, schema
 from verticals.finance.fraud.synthetic import write_synthetic
 from verticals.finance.fraud.task import Batch
 
+ENCODING_ROWS = 60_000
+"""Training events that the bins of the network's encoding are fitted on, about."""
+
 USUAL_ROWS = 50_000
 """Genuine training events whose median is what counts as usual."""
 
@@ -163,6 +166,14 @@ class FraudData:
     def usual(self) -> dict[str, Any]:
         """Median of genuine training events: `usual_raw` [F] in the features' units, `usual` [C] scaled."""
         return self._table[2]
+
+    def encoding_rows(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """[N, C] columns of training events, all frauds and a share of the others, and [N] which are frauds."""
+        rows = self.train_rows
+        fraud = self.events.fraud[rows] == 1
+        kept = fraud.copy()
+        kept[:: max(1, len(rows) // ENCODING_ROWS)] = True
+        return torch.from_numpy(self._table[1][rows[kept]]), torch.from_numpy(fraud[kept])
 
     @cached_property
     def _sampler(self) -> TimeSeriesSampler:

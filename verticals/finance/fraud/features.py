@@ -436,8 +436,7 @@ class _EntityTable:
         if name == "gap":
             gap = np.full(len(self.time), self.memory, np.int64)
             gap[1:] = np.where(self.begins[1:], self.memory, np.minimum(np.diff(self.time), self.memory))
-            days: Floats = gap / DAY
-            return days
+            return gap / DAY
         if name == "new":
             return _novelty(self.events.time, self.pair, self.memory)[self.order]
         if name in ("night", "weekend"):
@@ -445,7 +444,8 @@ class _EntityTable:
             return self._marks[name]
         if name == "loot":
             return self.mark("fraud") * self.mark("amount")
-        return (self.events.fraud[self.order] == 1).astype(np.float64)
+        fraud: Floats = (self.events.fraud[self.order] == 1).astype(np.float64)
+        return fraud
 
     def current(self, mark: str) -> Floats:
         """[n] the mark of the events wanted."""

@@ -1,66 +1,107 @@
 """The network: an LSTM with attention over a card's events, beside the event itself. No input or output, no loss.
 
+Two kinds of evidence are kept apart and meet as probabilities: the card's (its events, its history) and the terminal's.
 `FraudNet` reads whole chunks of histories; `ScoreStep` is the same network for one event a card, with the carried state
-as named tensors in and out, which is what ships. Legend: B card, L event, F feature, H hidden, T remembered state.
+as named tensors in and out, which is what ships.
+
+Legend: B card, L event, F feature, H hidden, T remembered state, K member.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 import torch
-import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from core.config import Config
 from core.contract import TensorSpec
+from core.nn.encoding import PiecewiseLinear
 from core.nn.sequence import RecallLSTM, RecallState
 
 
 class ModelConfig(Config):
     """Size of the network."""
 
-    num_embedding: int = 64
+    num_bins: int = Field(8, ge=1)
+    """Quantile bins of a feature's encoding, of all training events and again of the frauds."""
+    num_embedding: int = Field(48, ge=1)
     """Width of an event's embedding."""
-    num_hidden: int = 48
+    num_hidden: int = Field(48, ge=1)
     """Width of the LSTM's hidden state."""
-    num_states: int = 16
+    num_states: int = Field(16, ge=1)
     """Hidden states of earlier events that the attention may look back to."""
-    num_heads: int = 2
+    num_heads: int = Field(2, ge=0)
     """Attention heads; 0 leaves attention out."""
-    num_features_hidden: int = 128
-    """Width of the layers that join event and history."""
-    dropout: float = 0.1
+    num_evidence: int = Field(128, ge=1)
+    """Width of the layers that weigh one kind of evidence."""
+    num_members: int = Field(4, ge=1)
+    """Members of the ensemble that shares these layers; their probabilities are averaged."""
+    dropout: float = Field(0.3, ge=0, lt=1)
     """Share of activations dropped in training."""
-    prevalence: float = 0.01
+    input_dropout: float = Field(0.2, ge=0, lt=1)
+    """Share of encoded features dropped in training."""
+    prevalence: float = Field(0.01, gt=0, lt=1)
     """Share of frauds that an untrained network answers."""
+
+
+class Evidence(nn.Module):
+    """Weighs one kind of evidence: K members that share their weights and scale them each in its own way.
+
+    Source:
+        Gorishniy, Kotelnikov and Babenko, TabM, 2024 (arXiv:2410.24210), after BatchEnsemble (Wen et al., 2020).
+    """
+
+    def __init__(self, num_inputs: int, config: ModelConfig) -> None:
+        super().__init__()
+        width, members = config.num_evidence, config.num_members
+        self.first, self.second = nn.Linear(num_inputs, width), nn.Linear(width, width)
+        self.spread = nn.Parameter(
+            torch.ones(members, width) + (0.5 * torch.randn(members, width) if members > 1 else 0)
+        )
+        self.scale = nn.Parameter(torch.ones(members, width))
+        self.out = nn.Parameter(torch.randn(members, width) * (0.3 / math.sqrt(width)))
+        self.bias = nn.Parameter(torch.full((members,), math.log(config.prevalence / 2)))
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """[..., num_inputs] -> [..., K] logits."""
+        hidden = self.dropout(F.silu(self.first(inputs)))[..., None, :] * self.spread
+        hidden = F.silu(self.second(hidden) * self.scale)
+        return (hidden * self.out).sum(-1).float() + self.bias
 
 
 class FraudNet(nn.Module):
     """Scores a card's events in order, in constant time and memory for each."""
 
-    def __init__(self, config: ModelConfig, num_features: int) -> None:
+    card: Tensor
+    terminal: Tensor
+
+    def __init__(self, config: ModelConfig, columns: Sequence[str]) -> None:
         """
         Args:
             config: sizes.
-            num_features: F, the scaled features of one event.
+            columns: [F] names of the scaled features of one event; the names say whose they are.
         """
         super().__init__()
-        self.config, self.num_features = config, num_features
-        self.embed = nn.Sequential(nn.Linear(num_features, config.num_embedding), nn.SiLU())
+        self.config, self.num_features = config, len(columns)
+        sides = {
+            "card": [i for i, name in enumerate(columns) if not name.startswith("terminal_")],
+            "terminal": [i for i, name in enumerate(columns) if not name.startswith(("customer_", "pair_"))],
+        }
+        for name, places in sides.items():
+            self.register_buffer(name, torch.tensor(places, dtype=torch.int64), persistent=False)
+        self.encoding = PiecewiseLinear(len(columns), config.num_bins)
+        self.embed = nn.Sequential(nn.Linear(len(sides["card"]), config.num_embedding), nn.SiLU())
         self.history = RecallLSTM(
             config.num_embedding, config.num_hidden, num_states=config.num_states, num_heads=config.num_heads
         )
-        width = config.num_features_hidden
-        self.head = nn.Sequential(
-            nn.Linear(num_features + self.history.num_outputs, width),
-            nn.SiLU(),
-            nn.Dropout(config.dropout),
-            nn.Linear(width, width),
-            nn.SiLU(),
-            nn.Dropout(config.dropout),
-            nn.Linear(width, 1),
-        )
-        with torch.no_grad():
-            nn.init.constant_(self.get_parameter("head.6.bias"), float(torch.logit(torch.tensor(config.prevalence))))
+        width = self.encoding.num_outputs
+        self.of_card = Evidence(width * len(sides["card"]) + self.history.num_outputs, config)
+        self.of_terminal = Evidence(width * len(sides["terminal"]), config)
 
     def initial(self, batch_size: int, *, device: torch.device | str | None = None) -> RecallState:
         """The state before a card's first event."""
@@ -77,29 +118,42 @@ class FraudNet(nn.Module):
             lengths: [B] int64 real events of each row, None where all L are.
 
         Returns:
-            [B, L] float32 logits (without meaning in the padding) and the new state.
+            [B, L, K] float32 logits of the members (without meaning in the padding; `pooled` makes one of them) and the
+            new state.
         """
-        recalled, state = self.history(self.embed(features), time, state, lengths)
-        logits: Tensor = self.head(torch.cat([features, recalled], dim=2)).squeeze(2)
-        return logits.float(), state
+        recalled, state = self.history(self.embed(self._own(features)), time, state, lengths)
+        return self._weigh(features, recalled), state
 
     def step(self, features: Tensor, time: Tensor, state: RecallState) -> tuple[Tensor, RecallState]:
-        """`forward` for one event of each card, [B, F] features and [B] time -> [B] logits; a test proves them equal."""
-        recalled, state = self.history.step(_run(self.embed, features), time, state)
-        logits = _run(self.head, torch.cat([features, recalled], dim=1)).squeeze(1)
-        return logits.float(), state
+        """`forward` for one event of each card, [B, F] features and [B] time -> [B, K] logits; a test proves them equal."""
+        recalled, state = self.history.step(self.embed(self._own(features)), time, state)
+        return self._weigh(features, recalled), state
+
+    def _own(self, features: Tensor) -> Tensor:
+        limit = self.encoding.limit
+        own: Tensor = features[..., self.card].clamp(-limit, limit)
+        return own
+
+    def _weigh(self, features: Tensor, recalled: Tensor) -> Tensor:
+        """[..., K]: fraud if the card or the terminal makes it one (noisy or: -log(1 - p) adds up)."""
+        card = torch.cat([self._encoded(features, self.card), recalled], dim=-1)
+        none = F.softplus(self.of_card(card)) + F.softplus(self.of_terminal(self._encoded(features, self.terminal)))
+        return none + torch.log(-torch.expm1(-none.clamp(min=1e-30)))
+
+    def _encoded(self, features: Tensor, side: Tensor) -> Tensor:
+        """[..., F] -> [..., G * num_outputs]; in training whole features are left out by chance."""
+        encoded = self.encoding(features, side)
+        if self.training and self.config.input_dropout:
+            kept = F.dropout(torch.ones_like(encoded[..., :1]), self.config.input_dropout)
+            encoded = encoded * kept
+        flat: Tensor = encoded.flatten(-2)
+        return flat
 
 
-def _run(layers: nn.Sequential, values: Tensor) -> Tensor:
-    """The layers, the plain ones without the cost of calling a module, which is more than that of a small one's numbers."""
-    for layer in layers._modules.values():
-        if type(layer) is nn.Linear:
-            values = F.linear(values, layer.weight, layer.bias)
-        elif type(layer) is nn.SiLU:
-            values = F.silu(values)
-        elif type(layer) is not nn.Dropout or layer.training:
-            values = layer(values)
-    return values
+def pooled(logits: Tensor) -> Tensor:
+    """[..., K] logits of members -> [...] logit of their mean probability."""
+    yes, no = (torch.logsumexp(F.logsigmoid(sign * logits), dim=-1) for sign in (1, -1))
+    return yes - no
 
 
 class ScoreStep(nn.Module):
@@ -133,4 +187,4 @@ class ScoreStep(nn.Module):
     def forward(self, features: Tensor, time: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
         """[B, F] features, [B] time and the state's tensors -> [B] logit and the new state's tensors."""
         logits, carried = self.net.step(features, time, RecallState(*state))
-        return logits, *carried
+        return pooled(logits), *carried

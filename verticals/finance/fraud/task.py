@@ -39,7 +39,7 @@ class Batch(NamedTuple):
 class LossConfig(Config):
     """The loss."""
 
-    gamma: float = 1.0
+    gamma: float = 0.0
     """Focus of the focal loss; 0 is cross entropy."""
     alpha: float | None = None
     """Share of the fraud class in the loss, None for one weight each."""
@@ -62,7 +62,8 @@ class FraudTask(nn.Module):
         logits, state = self.model(batch.features, batch.time, self._carried(batch), batch.lengths)
         self._state = state.detach()
         target = batch.target * (1 - 2 * self.smoothing) + self.smoothing
-        loss = (self.loss(logits, target) * batch.weight).sum() / batch.normalizer
+        members = self.loss(logits, target[..., None].expand_as(logits)).mean(-1)  # each member learns for itself
+        loss = (members * batch.weight).sum() / batch.normalizer
         return Step(loss, {"loss": loss.detach(), "events": (batch.weight > 0).sum()})
 
     def _carried(self, batch: Batch) -> RecallState:

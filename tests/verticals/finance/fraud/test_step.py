@@ -9,15 +9,18 @@ import torch
 from core.inference.session import TorchSession
 from core.nn.sequence import RecallLSTM
 from verticals.finance.fraud.features import DAY
-from verticals.finance.fraud.model import FraudNet, ModelConfig, ScoreStep
+from verticals.finance.fraud.model import FraudNet, ModelConfig, ScoreStep, pooled
 from verticals.finance.fraud.states import CardStates, StateLayout
 
-SIZES = ModelConfig(num_embedding=12, num_hidden=10, num_states=5, num_features_hidden=16)
+SIZES = ModelConfig(num_bins=3, num_embedding=12, num_hidden=10, num_states=5, num_evidence=16, num_members=3)
+COLUMNS = ["amount", "customer_a", "customer_b", "pair_a", "terminal_a", "terminal_b", "mcc=5411"]
 
 
 def made(**changes: object) -> FraudNet:
     torch.manual_seed(0)
-    return FraudNet(SIZES.model_copy(update=changes), 7).eval()
+    net = FraudNet(SIZES.model_copy(update=changes), COLUMNS).eval()
+    net.encoding.fit(torch.randn(200, 7), torch.rand(200) < 0.1)
+    return net
 
 
 @pytest.mark.parametrize("num_heads", [0, 1, 3])
@@ -28,6 +31,7 @@ def test_event_by_event_equals_the_whole_history(num_heads: int) -> None:
     days = 17_000 + torch.rand(4, 13, dtype=torch.float64).cumsum(1)
     with torch.inference_mode():
         whole, end = net(features, days, net.initial(4))
+        assert whole.shape == (4, 13, 3)
         state, singly = net.initial(4), []
         for k in range(13):
             logit, state = net.step(features[:, k], days[:, k], state)
@@ -123,3 +127,23 @@ def test_a_session_refuses_arrays_that_are_not_its_specs(change: dict[str, np.nd
     arrays = {name: array for name, array in {**arrays, **change}.items() if array is not None}
     with pytest.raises(ValueError, match=words):
         session(arrays)
+
+
+def test_pooling_is_the_logit_of_the_mean_probability() -> None:
+    logits = torch.randn(5, 4) * 3
+    expected = torch.logit(torch.sigmoid(logits.double()).mean(-1))
+    torch.testing.assert_close(pooled(logits).double(), expected, atol=1e-5, rtol=1e-5)
+    assert torch.isfinite(pooled(torch.tensor([[-200.0, -150.0], [150.0, 200.0]]))).all()
+
+
+def test_either_kind_of_evidence_makes_a_fraud() -> None:
+    """1 - p is the product of the two sides' chances of no fraud."""
+    net = made()
+    features = torch.randn(6, 7)
+    with torch.inference_mode():
+        recalled = torch.zeros(6, net.history.num_outputs)
+        card = net.of_card(torch.cat([net._encoded(features, net.card), recalled], -1))
+        terminal = net.of_terminal(net._encoded(features, net.terminal))
+        either = net._weigh(features, recalled)
+    none = (1 - torch.sigmoid(card.double())) * (1 - torch.sigmoid(terminal.double()))
+    torch.testing.assert_close(torch.sigmoid(either.double()), 1 - none, atol=1e-6, rtol=1e-4)

@@ -1,0 +1,182 @@
+"""The models that the handbook benchmark compares: peers on single events, the network on histories.
+
+Every model is a function of one fold that gives a logit for each held row. Legend: N row, F feature.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from core.data.samplers import SamplerConfig, TimeSeriesSampler
+from core.data.transforms import FeatureScaler
+from core.distributed.strategy import Strategy
+from core.evaluation.splits import DAY, Held
+from core.training.log import Log
+from core.training.loop import FitConfig, fit
+from core.training.optim import OptimConfig
+from verticals.finance.fraud.features import Events
+from verticals.finance.fraud.model import FraudNet, ModelConfig, pooled
+from verticals.finance.fraud.task import Batch, FraudTask, LossConfig
+
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Fold:
+    """One test span with what may be learned for it."""
+
+    name: str
+    train: Ints
+    """Rows whose labels are targets, in time order."""
+    cutoff: int
+    """Microseconds: training sees nothing at or after it."""
+    held: Held
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How the network is trained; `default` is what the README's figures are of."""
+
+    model: ModelConfig = ModelConfig(num_bins=12, dropout=0.1, input_dropout=0.1)
+    loss: LossConfig = LossConfig()
+    sampler: SamplerConfig = SamplerConfig(batch_size=64, chunk=32, context=16, span=48)
+    epochs: int = 4
+    optim: OptimConfig = field(
+        default_factory=lambda: OptimConfig(lr=2e-3, weight_decay=0.3, warmup=0.1, average=0.99)
+    )
+    seed: int = 0
+
+
+HISTORY_DAYS = 28
+"""Days before the test in which a card's state is built up."""
+
+SCALER_ROWS = 100_000
+"""Training rows that scaler and encoding are fitted on, at most; every fraud among them."""
+
+
+def logit(probability: NDArray[Any]) -> Floats:
+    """Log odds, finite."""
+    inside = np.clip(probability.astype(np.float64), 1e-9, 1 - 1e-9)
+    return np.asarray(np.log(inside / (1 - inside)))
+
+
+def peer(model: Any, table: NDArray[np.float32], label: NDArray[np.int8], fold: Fold) -> Floats:
+    """Fits a scikit-learn classifier on the training rows -> [n] logits of the held ones."""
+    model.fit(table[fold.train], label[fold.train])
+    return logit(model.predict_proba(table[fold.held.rows])[:, 1])
+
+
+class _Chunks:
+    """`core.contract.Data` of one fold: what `fit` asks for."""
+
+    def __init__(
+        self, events: Events, scaled: NDArray[np.float32], first: int, fold: Fold, target: NDArray[np.float32], recipe: Recipe
+    ) -> None:
+        end = int(np.searchsorted(events.time, fold.cutoff))
+        self.events, self.scaled, self.first, self.target = events, scaled, first, target
+        self.sampler = TimeSeriesSampler(
+            recipe.sampler,
+            time=events.time[first:end],
+            group=events.customer[first:end],
+            label=events.fraud[first:end],
+            cutoff=fold.cutoff,
+            begin=int(events.time[fold.train[0]]),
+        )
+        self.fingerprint: dict[str, Any] = {"fold": fold.name}
+
+    def num_batches(self, *, world_size: int, epoch: int) -> int:
+        return self.sampler.num_steps(epoch)
+
+    def samples(self, split: str) -> Any:
+        raise ValueError(f"the benchmark scores its own held rows, not {split}")
+
+    def train(self, *, rank: int, world_size: int, epoch: int) -> Iterator[Batch]:
+        for chunk in self.sampler.epoch(epoch, rank=rank, world_size=world_size):
+            real = np.arange(chunk.rows.shape[1]) < chunk.lengths[:, None]
+            yield Batch(
+                features=torch.from_numpy(self.scaled[chunk.rows] * real[:, :, None]),
+                time=torch.from_numpy(self.events.time[chunk.rows + self.first] / DAY * real),
+                target=torch.from_numpy(self.target[chunk.rows + self.first]),
+                weight=torch.from_numpy(chunk.weight),
+                lengths=torch.from_numpy(chunk.lengths),
+                fresh=torch.from_numpy(chunk.fresh),
+                normalizer=torch.tensor(chunk.normalizer, dtype=torch.float32),
+            )
+
+
+def network(
+    recipe: Recipe, names: tuple[str, ...], table: NDArray[np.float32], events: Events, fold: Fold
+) -> tuple[Floats, FraudNet, FeatureScaler]:
+    """Trains the network -> [n] logits of the held rows, the network and its scaler."""
+    generator = np.random.default_rng(recipe.seed)
+    rows = fold.train
+    if len(rows) > SCALER_ROWS:
+        kept = generator.random(len(rows)) < SCALER_ROWS / len(rows)
+        rows = rows[kept | (events.fraud[rows] == 1)]
+    scaler = FeatureScaler("log_standard").fit(table[rows].T, names)
+    context = int(events.time[fold.train[0]]) - HISTORY_DAYS * DAY
+    first, end = (int(np.searchsorted(events.time, at)) for at in (context, fold.cutoff))
+    scaled = _scaled(scaler, table[first:end])
+    torch.manual_seed(recipe.seed)
+    net = FraudNet(recipe.model, names)
+    net.encoding.fit(torch.from_numpy(scaled[rows - first]), torch.from_numpy(events.fraud[rows] == 1))
+    task = FraudTask(net, recipe.loss)
+    data = _Chunks(events, scaled, first, fold, (events.fraud == 1).astype(np.float32), recipe)
+    with Log(None) as log:
+        fit(
+            task,
+            data,
+            FitConfig(epochs=recipe.epochs, optim=recipe.optim, seed=recipe.seed),
+            strategy=Strategy(torch.device("cpu")),
+            log=log,
+        )
+    return answers(net, scaler, table, events, fold.held), net, scaler
+
+
+def answers(
+    net: FraudNet, scaler: FeatureScaler, table: NDArray[np.float32], events: Events, held: Held, *, cards: int = 256, chunk: int = 64
+) -> Floats:
+    """[n] logits of the held rows: each card's events in order from `HISTORY_DAYS` before, the state carried."""
+    net.eval()
+    first = int(np.searchsorted(events.time, held.span.start - HISTORY_DAYS * DAY))
+    end = int(held.rows[-1]) + 1
+    rows = np.arange(first, end)
+    rows = rows[np.isin(events.customer[rows], held.group)]
+    rows = rows[np.argsort(events.customer[rows], kind="stable")]
+    starts = np.flatnonzero(np.r_[True, np.diff(events.customer[rows]) != 0])
+    length = np.diff(np.r_[starts, len(rows)])
+    order = np.argsort(-length, kind="stable")
+    found, wanted = np.full(len(events), np.nan), np.zeros(len(events), np.bool_)
+    wanted[held.rows] = True
+    with torch.inference_mode():
+        for batch in (order[place : place + cards] for place in range(0, len(order), cards)):
+            state = net.initial(len(batch))
+            for place in range(0, int(length[batch].max()), chunk):
+                size = np.clip(length[batch] - place, 0, chunk)
+                at = starts[batch][:, None] + place + np.minimum(np.arange(chunk), np.maximum(size, 1)[:, None] - 1)
+                here = rows[np.minimum(at, len(rows) - 1)]
+                features = _scaled(scaler, table[here.ravel()]).reshape(*here.shape, -1)
+                times = torch.from_numpy(events.time[here] / DAY)
+                recalled, state = net.history(
+                    net.embed(net._own(torch.from_numpy(features))), times, state, torch.from_numpy(size)
+                )
+                real = (np.arange(chunk) < size[:, None]) & wanted[here]
+                logits = net._weigh(torch.from_numpy(features[real]), recalled[torch.from_numpy(real)])
+                found[here[real]] = pooled(logits).numpy()
+    return np.asarray(found[held.rows])
+
+
+def _scaled(scaler: FeatureScaler, table: NDArray[np.float32]) -> NDArray[np.float32]:
+    """[N, F] -> [N, F] scaled copy."""
+    out = np.empty_like(table)
+    for start in range(0, len(table), 50_000):
+        block = np.ascontiguousarray(table[start : start + 50_000].T)
+        out[start : start + 50_000] = scaler.apply_(block).T
+    return out
