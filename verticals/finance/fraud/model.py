@@ -26,7 +26,7 @@ from core.nn.sequence import RecallLSTM, RecallState
 class ModelConfig(Config):
     """Size of the network."""
 
-    num_bins: int = Field(8, ge=1)
+    num_bins: int = Field(12, ge=1)
     """Quantile bins of a feature's encoding, of all training events and again of the frauds."""
     num_embedding: int = Field(48, ge=1)
     """Width of an event's embedding."""
@@ -40,9 +40,9 @@ class ModelConfig(Config):
     """Width of the layers that weigh one kind of evidence."""
     num_members: int = Field(4, ge=1)
     """Members of the ensemble that shares these layers; their probabilities are averaged."""
-    dropout: float = Field(0.3, ge=0, lt=1)
+    dropout: float = Field(0.1, ge=0, lt=1)
     """Share of activations dropped in training."""
-    input_dropout: float = Field(0.2, ge=0, lt=1)
+    input_dropout: float = Field(0.1, ge=0, lt=1)
     """Share of encoded features dropped in training."""
     prevalence: float = Field(0.01, gt=0, lt=1)
     """Share of frauds that an untrained network answers."""
