@@ -44,18 +44,22 @@ class Fold:
 class Recipe:
     """How the network is trained; `default` is what the README's figures are of."""
 
-    model: ModelConfig = ModelConfig(num_bins=12, dropout=0.1, input_dropout=0.1)
-    loss: LossConfig = LossConfig()
-    sampler: SamplerConfig = SamplerConfig(batch_size=64, chunk=32, context=16, span=48)
+    model: ModelConfig = field(default_factory=lambda: ModelConfig(num_bins=12, dropout=0.1, input_dropout=0.1))
+    loss: LossConfig = field(default_factory=LossConfig)
+    sampler: SamplerConfig = field(default_factory=lambda: SamplerConfig(batch_size=64, chunk=32, context=16, span=48))
     epochs: int = 4
-    optim: OptimConfig = field(
-        default_factory=lambda: OptimConfig(lr=2e-3, weight_decay=0.3, warmup=0.1, average=0.99)
-    )
+    optim: OptimConfig = field(default_factory=lambda: OptimConfig(lr=2e-3, weight_decay=0.3, warmup=0.1, average=0.99))
     seed: int = 0
 
 
 HISTORY_DAYS = 28
 """Days before the test in which a card's state is built up."""
+
+TAUGHT_DAYS = 28
+"""Days before the training days on which a teacher speaks."""
+
+RARE = 0.1
+"""A target of at least this counts as rare for the sampler (a label is 1, a teacher's is a probability)."""
 
 SCALER_ROWS = 100_000
 """Training rows that scaler and encoding are fitted on, at most; every fraud among them."""
@@ -67,7 +71,7 @@ def logit(probability: NDArray[Any]) -> Floats:
     return np.asarray(np.log(inside / (1 - inside)))
 
 
-def peer(model: Any, table: NDArray[np.float32], label: NDArray[np.int8], fold: Fold) -> Floats:
+def peer(model: Any, table: NDArray[Any], label: NDArray[np.int8], fold: Fold) -> Floats:
     """Fits a scikit-learn classifier on the training rows -> [n] logits of the held ones."""
     model.fit(table[fold.train], label[fold.train])
     return logit(model.predict_proba(table[fold.held.rows])[:, 1])
@@ -77,7 +81,14 @@ class _Chunks:
     """`core.contract.Data` of one fold: what `fit` asks for."""
 
     def __init__(
-        self, events: Events, scaled: NDArray[np.float32], first: int, fold: Fold, target: NDArray[np.float32], recipe: Recipe
+        self,
+        events: Events,
+        scaled: NDArray[np.float32],
+        first: int,
+        fold: Fold,
+        begin: int,
+        target: NDArray[np.float32],
+        recipe: Recipe,
     ) -> None:
         end = int(np.searchsorted(events.time, fold.cutoff))
         self.events, self.scaled, self.first, self.target = events, scaled, first, target
@@ -85,9 +96,9 @@ class _Chunks:
             recipe.sampler,
             time=events.time[first:end],
             group=events.customer[first:end],
-            label=events.fraud[first:end],
+            label=(target[first:end] >= RARE).astype(np.int8),
             cutoff=fold.cutoff,
-            begin=int(events.time[fold.train[0]]),
+            begin=begin,
         )
         self.fingerprint: dict[str, Any] = {"fold": fold.name}
 
@@ -112,23 +123,41 @@ class _Chunks:
 
 
 def network(
-    recipe: Recipe, names: tuple[str, ...], table: NDArray[np.float32], events: Events, fold: Fold
+    recipe: Recipe,
+    names: tuple[str, ...],
+    table: NDArray[np.float32],
+    events: Events,
+    fold: Fold,
+    *,
+    teacher: Any = None,
 ) -> tuple[Floats, FraudNet, FeatureScaler]:
-    """Trains the network -> [n] logits of the held rows, the network and its scaler."""
+    """Trains the network -> [n] logits of the held rows, the network and its scaler.
+
+    Args:
+        teacher: a fitted classifier of the same fold. The network then also learns the teacher's probabilities for the
+            `TAUGHT_DAYS` before the training days, whose own labels it never sees.
+    """
     generator = np.random.default_rng(recipe.seed)
     rows = fold.train
     if len(rows) > SCALER_ROWS:
         kept = generator.random(len(rows)) < SCALER_ROWS / len(rows)
         rows = rows[kept | (events.fraud[rows] == 1)]
     scaler = FeatureScaler("log_standard").fit(table[rows].T, names)
-    context = int(events.time[fold.train[0]]) - HISTORY_DAYS * DAY
+    start = int(events.time[fold.train[0]])
+    begin = start if teacher is None else start - TAUGHT_DAYS * DAY
+    context = begin - HISTORY_DAYS * DAY
     first, end = (int(np.searchsorted(events.time, at)) for at in (context, fold.cutoff))
     scaled = _scaled(scaler, table[first:end])
     torch.manual_seed(recipe.seed)
     net = FraudNet(recipe.model, names)
     net.encoding.fit(torch.from_numpy(scaled[rows - first]), torch.from_numpy(events.fraud[rows] == 1))
     task = FraudTask(net, recipe.loss)
-    data = _Chunks(events, scaled, first, fold, (events.fraud == 1).astype(np.float32), recipe)
+    target = np.zeros(len(events), np.float32)
+    target[fold.train] = events.fraud[fold.train] == 1
+    if teacher is not None:
+        taught = np.flatnonzero((events.time >= begin) & (events.time < start))
+        target[taught] = teacher.predict_proba(table[taught])[:, 1]
+    data = _Chunks(events, scaled, first, fold, begin, target, recipe)
     with Log(None) as log:
         fit(
             task,
@@ -141,7 +170,14 @@ def network(
 
 
 def answers(
-    net: FraudNet, scaler: FeatureScaler, table: NDArray[np.float32], events: Events, held: Held, *, cards: int = 256, chunk: int = 64
+    net: FraudNet,
+    scaler: FeatureScaler,
+    table: NDArray[np.float32],
+    events: Events,
+    held: Held,
+    *,
+    cards: int = 256,
+    chunk: int = 64,
 ) -> Floats:
     """[n] logits of the held rows: each card's events in order from `HISTORY_DAYS` before, the state carried."""
     net.eval()
