@@ -11,7 +11,6 @@ under --cache by its settings: a run that was stopped goes on where it was. Inte
 from __future__ import annotations
 
 import argparse
-import hashlib
 import os
 import sys
 import time
@@ -25,7 +24,6 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 import numpy as np
-import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 from sklearn.ensemble import HistGradientBoostingClassifier, RandomForestClassifier
@@ -34,8 +32,10 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from xgboost import XGBClassifier
 
-from benchmarks.fraud_models import Fold, Recipe, network, peer
+from benchmarks.fraud_models import Fold, Recipe, network, peer, stacked
+from benchmarks.fraud_protocol import EARLIER_DAYS, Bench, scored
 from benchmarks.tables import Record, goal, keep, table
+from core.data.transforms import FeatureScaler
 from core.device import machine
 from core.evaluation.bootstrap import compare, measure
 from core.evaluation.calibration import Calibration
@@ -50,16 +50,11 @@ from core.evaluation.metrics import (
     recall_at_false_alarm_rate,
 )
 from core.evaluation.scored import Scored
-from core.evaluation.splits import DAY, Held, Removal, TimeSplit, prequential
-from verticals.finance.fraud.features import Block, Events, FeatureConfig, Features
+from core.evaluation.splits import DAY
+from verticals.finance.fraud.features import Block, FeatureConfig, Features
+from verticals.finance.fraud.model import FraudNet
 
 Floats = NDArray[np.float64]
-TEST_START = int(np.datetime64("2018-08-08", "us").astype(np.int64))
-"""The handbook's single split tests 2018-08-08 to 14; the other folds lie each a week earlier."""
-EARLIER_DAYS = 28
-"""Validation folds are the test folds, this much earlier."""
-WARM_DAYS = 14
-"""First days of the table: too little history for features to learn from."""
 TRIALS = 30
 TAUGHT_EPOCHS = 2
 GENUINE_PER_FRAUD = 30.0
@@ -73,69 +68,6 @@ METRICS: dict[str, Metric] = {
     "recall@100/day": partial(recall_at_alerts, alerts_per_day=100.0),
 }
 MAIN = {name: METRICS[name] for name in ("AUC", "AP", "CP@100")}
-
-
-class Bench:
-    """The table, its folds, and a cache of what was fitted."""
-
-    def __init__(self, source: Path, cache: Path, *, quick: bool) -> None:
-        self.quick, self.cache = quick, cache
-        cache.mkdir(parents=True, exist_ok=True)
-        columns = pq.read_table(source).to_pandas()
-        self.events = Events(
-            columns["TX_DATETIME"].to_numpy().astype("datetime64[us]").astype(np.int64),
-            columns["CUSTOMER_ID"].to_numpy().astype(np.int64),
-            columns["TERMINAL_ID"].to_numpy().astype(np.int64),
-            columns["TX_AMOUNT"].to_numpy().astype(np.float64),
-            columns["TX_FRAUD"].to_numpy().astype(np.int8),
-        )
-        if quick:
-            recent = self.events.time >= TEST_START - 60 * DAY
-            self.events = self.events.rows(recent & (self.events.time < TEST_START + 7 * DAY))
-        features = Features(FeatureConfig.of_size("small" if quick else "default"))
-        self.names = features.names
-        self.features = self.kept("features", self.names, lambda: np.ascontiguousarray(features.table(self.events).T))
-        self.label = self.events.fraud
-
-    def kept(self, name: str, settings: object, make: Callable[[], NDArray[Any]]) -> NDArray[Any]:
-        """What `make` gives, from the cache where these settings were run before; its seconds are printed."""
-        code = hashlib.blake2b(
-            repr((self.quick, len(self.events) if name != "features" else 0, settings)).encode(), digest_size=6
-        )
-        path = self.cache / f"{name.replace(' ', '_').replace('/', '_')}-{code.hexdigest()}.npy"
-        if not path.exists():
-            start = time.perf_counter()
-            made = make()
-            partial_path = path.with_suffix(".part.npy")
-            np.save(partial_path, made)
-            partial_path.replace(path)
-            print(f"  {name}: {time.perf_counter() - start:.0f} s", file=sys.stderr, flush=True)
-        return np.asarray(np.load(path, mmap_mode="r" if name == "features" else None))
-
-    def folds(self, regime: str, *, earlier: int = 0, count: int = 4) -> list[Fold]:
-        """Test folds of a regime, or the validation folds `earlier` days before."""
-        splits = prequential(TEST_START - earlier * DAY, folds=count, train_days=7, test_days=7, delay_days=7)
-        return [self._fold(split, regime) for split in splits]
-
-    def _fold(self, split: TimeSplit, regime: str) -> Fold:
-        time_of = self.events.time
-        held = Held(
-            split.test,
-            time=time_of,
-            label=self.label,
-            group=self.events.customer,
-            removal=Removal(delay_days=7, known_days=7),
-        )
-        start = split.train.start if regime == "week" else int(time_of[0]) // DAY * DAY + WARM_DAYS * DAY
-        rows = np.flatnonzero((time_of >= start) & (time_of < split.train.end))
-        if self.quick:
-            rows = rows[self.events.customer[rows] % 4 == 0] if regime != "week" else rows
-        return Fold(f"{np.datetime64(split.test.start, 'us').astype('datetime64[D]')}", rows, split.train.end, held)
-
-
-def scored(bench: Bench, folds: list[Fold], logits: list[Floats]) -> list[Scored]:
-    """The folds' held rows with probabilities (not calibrated)."""
-    return [fold.held.scored(1 / (1 + np.exp(-values))) for fold, values in zip(folds, logits, strict=True)]
 
 
 def handbook_lr(bench: Bench) -> Record:
@@ -224,11 +156,32 @@ def recipe_of(regime: str, *, quick: bool, **changes: Any) -> Recipe:
 
 
 def run_network(bench: Bench, name: str, fold: Fold, recipe: Recipe) -> Floats:
-    return bench.kept(
-        f"{name} {fold.name}",
-        (name, len(fold.train), recipe),
-        lambda: network(recipe, bench.names, bench.features, bench.events, fold)[0],
-    )
+    """The network's logits of the held rows; its weights are kept beside them, for the stack."""
+
+    def make() -> Floats:
+        logits, net, scaler = network(recipe, bench.names, bench.features, bench.events, fold)
+        torch.save((net.state_dict(), scaler.record()), bench.weights(name, fold, recipe))
+        return logits
+
+    return bench.kept(f"{name} {fold.name}", (name, len(fold.train), recipe), make)
+
+
+def run_stack(bench: Bench, name: str, fold: Fold, recipe: Recipe, settings: dict[str, Any]) -> Floats:
+    """XGBoost on the features and the network's state."""
+
+    def make() -> Floats:
+        path = bench.weights(name, fold, recipe)
+        if path.exists():
+            weights, record = torch.load(path)
+            net = FraudNet(recipe.model, bench.names)
+            net.load_state_dict(weights)
+            scaler = FeatureScaler.from_record(record)
+        else:
+            _, net, scaler = network(recipe, bench.names, bench.features, bench.events, fold)
+        model = XGBClassifier(tree_method="hist", **settings)
+        return stacked(model, net, scaler, bench.features, bench.events, fold)
+
+    return bench.kept(f"stack {name} {fold.name}", (len(fold.train), recipe, settings), make)
 
 
 def taught_network(bench: Bench, fold: Fold, recipe: Recipe, settings: dict[str, Any]) -> Floats:
@@ -270,6 +223,9 @@ def regime_rows(bench: Bench, regime: str) -> dict[str, list[Floats]]:
         ]
     recipe = recipe_of(regime, quick=bench.quick)
     rows["network"] = [run_network(bench, f"network {regime}", fold, recipe) for fold in folds]
+    rows["stacked: XGBoost on features and network state"] = [
+        run_stack(bench, f"network {regime}", fold, recipe, settings) for fold in folds
+    ]
     if regime == "week":
         taught = recipe_of(regime, quick=bench.quick, epochs=1 if bench.quick else TAUGHT_EPOCHS)
         rows["network taught by XGBoost"] = [taught_network(bench, fold, taught, settings) for fold in folds]

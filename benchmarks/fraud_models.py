@@ -166,47 +166,64 @@ def network(
             strategy=Strategy(torch.device("cpu")),
             log=log,
         )
-    return answers(net, scaler, table, events, fold.held), net, scaler
+    return read(net, scaler, table, events, fold.held.rows)[0], net, scaler
 
 
-def answers(
+def read(
     net: FraudNet,
     scaler: FeatureScaler,
     table: NDArray[np.float32],
     events: Events,
-    held: Held,
+    wanted: Ints,
     *,
     cards: int = 256,
     chunk: int = 64,
-) -> Floats:
-    """[n] logits of the held rows: each card's events in order from `HISTORY_DAYS` before, the state carried."""
+) -> tuple[Floats, NDArray[np.float32]]:
+    """[n] logits and [n, H] hidden states of the wanted rows, in their order.
+
+    Each card's events are read in order from `HISTORY_DAYS` before the first wanted row, the state carried.
+    """
     net.eval()
-    first = int(np.searchsorted(events.time, held.span.start - HISTORY_DAYS * DAY))
-    end = int(held.rows[-1]) + 1
-    rows = np.arange(first, end)
-    rows = rows[np.isin(events.customer[rows], held.group)]
+    first = int(np.searchsorted(events.time, events.time[wanted[0]] - HISTORY_DAYS * DAY))
+    rows = np.arange(first, int(wanted[-1]) + 1)
+    rows = rows[np.isin(events.customer[rows], events.customer[wanted])]
     rows = rows[np.argsort(events.customer[rows], kind="stable")]
     starts = np.flatnonzero(np.r_[True, np.diff(events.customer[rows]) != 0])
     length = np.diff(np.r_[starts, len(rows)])
     order = np.argsort(-length, kind="stable")
-    found, wanted = np.full(len(events), np.nan), np.zeros(len(events), np.bool_)
-    wanted[held.rows] = True
+    place_of = np.full(len(events), -1, np.int64)
+    place_of[wanted] = np.arange(len(wanted))
+    logits, hidden = np.empty(len(wanted)), np.empty((len(wanted), net.config.num_hidden), np.float32)
     with torch.inference_mode():
-        for batch in (order[place : place + cards] for place in range(0, len(order), cards)):
+        for batch in (order[start : start + cards] for start in range(0, len(order), cards)):
             state = net.initial(len(batch))
-            for place in range(0, int(length[batch].max()), chunk):
-                size = np.clip(length[batch] - place, 0, chunk)
-                at = starts[batch][:, None] + place + np.minimum(np.arange(chunk), np.maximum(size, 1)[:, None] - 1)
+            for start in range(0, int(length[batch].max()), chunk):
+                size = np.clip(length[batch] - start, 0, chunk)
+                at = starts[batch][:, None] + start + np.minimum(np.arange(chunk), np.maximum(size, 1)[:, None] - 1)
                 here = rows[np.minimum(at, len(rows) - 1)]
                 features = _scaled(scaler, table[here.ravel()]).reshape(*here.shape, -1)
                 times = torch.from_numpy(events.time[here] / DAY)
                 recalled, state = net.history(
                     net.embed(net._own(torch.from_numpy(features))), times, state, torch.from_numpy(size)
                 )
-                real = (np.arange(chunk) < size[:, None]) & wanted[here]
-                logits = net._weigh(torch.from_numpy(features[real]), recalled[torch.from_numpy(real)])
-                found[here[real]] = pooled(logits).numpy()
-    return np.asarray(found[held.rows])
+                real = (np.arange(chunk) < size[:, None]) & (place_of[here] >= 0)
+                chosen = recalled[torch.from_numpy(real)]
+                places = place_of[here[real]]
+                logits[places] = pooled(net._weigh(torch.from_numpy(features[real]), chosen)).numpy()
+                hidden[places] = chosen[:, : net.config.num_hidden].numpy()
+    return logits, hidden
+
+
+def stacked(
+    model: Any, net: FraudNet, scaler: FeatureScaler, table: NDArray[np.float32], events: Events, fold: Fold
+) -> Floats:
+    """Trees on the features and the network's hidden state -> [n] logits of the held rows.
+
+    Not on its logit: that has learned the training labels, and trees would trust it too much.
+    """
+    parts = [np.c_[table[rows], read(net, scaler, table, events, rows)[1]] for rows in (fold.train, fold.held.rows)]
+    model.fit(parts[0], events.fraud[fold.train])
+    return logit(model.predict_proba(parts[1])[:, 1])
 
 
 def _scaled(scaler: FeatureScaler, table: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -92,6 +93,8 @@ def _train(application: str, path: str, device: str) -> None:
     """What every process of a training does; the first one evaluates and writes."""
     app, run = load(application), Run(Path(path))
     config = next(iter(app.recipes.values()))().from_yaml(run.read_text("config.yaml"))
+    if "OMP_NUM_THREADS" not in os.environ:  # on shared cores torch with a thread for each is many times slower
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // 2))
     strategy = Strategy(pick_device(device))
     seed_everything(config.fit.seed)  # type: ignore[attr-defined]  # every application's Config has `fit`
     main = strategy.rank == 0
