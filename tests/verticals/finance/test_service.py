@@ -66,7 +66,7 @@ def client(server: Server) -> Iterator[httpx.Client]:
 
 
 def test_it_answers_its_own_example(client: httpx.Client) -> None:
-    example = Transaction.model_config["json_schema_extra"]["examples"][0]  # type: ignore[index,call-overload]
+    example = Transaction.model_config["json_schema_extra"]["example"]  # type: ignore[index,call-overload]
     answer = client.post("/score", json=example)
     assert answer.status_code == 200, answer.text
     body = answer.json()
@@ -75,6 +75,11 @@ def test_it_answers_its_own_example(client: httpx.Client) -> None:
     assert body["version"] == registry.aliases(NAME)["production"]
     assert body["cold_start"] is True
     assert client.post("/score", json=example).json() == body
+
+
+def test_its_description_names_every_endpoint(client: httpx.Client) -> None:
+    paths = client.get("/docs.json").json()["paths"]
+    assert {"/score", "/score_batch", "/feedback"} <= set(paths)
 
 
 def test_an_event_older_than_its_card_gets_409_with_the_newest_time(client: httpx.Client) -> None:

@@ -81,7 +81,7 @@ def synthesize(config: FraudConfig, path: Path) -> dict[str, Any]:
 
 def example() -> Transaction:
     """A transaction of a card that nobody has seen."""
-    return Transaction.model_validate(Transaction.model_config["json_schema_extra"]["examples"][0])  # type: ignore[index]
+    return Transaction.model_validate(Transaction.model_config["json_schema_extra"]["example"])  # type: ignore[index]
 
 
 def deployed(net: Any) -> torch.nn.Module:

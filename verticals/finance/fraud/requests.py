@@ -51,15 +51,13 @@ class Transaction(BaseModel):
         frozen=True,
         allow_inf_nan=False,
         json_schema_extra={
-            "examples": [
-                {
-                    "transaction_id": "t-1",
-                    "time": "2026-05-04T12:30:00Z",
-                    "customer": "card-17",
-                    "terminal": "terminal-3",
-                    "amount": 42.5,
-                }
-            ]
+            "example": {  # the singular, which BentoML's own schema type knows
+                "transaction_id": "t-1",
+                "time": "2026-05-04T12:30:00Z",
+                "customer": "card-17",
+                "terminal": "terminal-3",
+                "amount": 42.5,
+            }
         },
     )
 
