@@ -99,7 +99,7 @@ def default() -> FraudConfig:
     """The shipped model, on synthetic data where no source is given; a few minutes on two cores."""
     return FraudConfig(
         data=DataConfig(synthetic=SyntheticConfig(num_customers=300, num_terminals=600, num_days=110)),
-        sampler=SamplerConfig(batch_size=64, chunk=48, context=40, span=64),
+        sampler=SamplerConfig(batch_size=64, chunk=32, context=16, span=48),
         fit=FitConfig(epochs=4, optim=OptimConfig(lr=2e-3, weight_decay=0.3, warmup=0.1, average=0.99)),
     )
 
