@@ -209,12 +209,6 @@ is none), `genuine` that of the genuine event itself. `loot` is the mean amount 
 CURRENT = ("amount", "log_amount", "hour_sin", "hour_cos", "night", "weekend")
 """Features of the event alone."""
 
-MARKS = {
-    "customer": ("amount", "gap", "new", "night", "weekend"),
-    "terminal": ("amount", "gap", "new", "night", "weekend"),
-    "pair": ("amount", "gap"),
-}
-
 
 def clock(time: Ints) -> tuple[Floats, Floats, Floats]:
     """Hour of the day in [0, 24), night (before 6:00) and weekend as 0 or 1, each like `time`."""

@@ -93,7 +93,6 @@ class FraudPredictor:
         self.usual = np.asarray(constants["usual"], np.float32)
         self.usual_raw = np.asarray(constants["usual_raw"], np.float64)
         self.occlusion = Occlusion(session, self.columns, self.usual)
-        self.label_delay = int(config.features.label_delay * DAY)
         self._lock = threading.Lock()
 
     def estimate(self, requests: Sequence[Transaction]) -> Estimate:
