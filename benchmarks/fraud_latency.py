@@ -36,7 +36,9 @@ from benchmarks.fraud_state import carried_state, given_events
 from benchmarks.tables import Record, goal, interleaved, keep, quantiles, table
 from core.data.transforms import FeatureScaler
 from core.device import machine
-from verticals.finance.fraud.features import DAY, SPREAD_FLOOR, Block, Entity, Events, FeatureConfig, Features, History
+from verticals.finance.fraud.events import DAY, Events
+from verticals.finance.fraud.features import SPREAD_FLOOR, Block, Entity, FeatureConfig, Features
+from verticals.finance.fraud.features_event import History
 from verticals.finance.fraud.model import FraudNet, ModelConfig, ScoreStep
 
 if TYPE_CHECKING:

@@ -20,7 +20,7 @@ from core.evaluation.splits import DAY, Held
 from core.training.log import Log
 from core.training.loop import FitConfig, fit
 from core.training.optim import OptimConfig
-from verticals.finance.fraud.features import Events
+from verticals.finance.fraud.events import Events
 from verticals.finance.fraud.model import FraudNet, ModelConfig, pooled
 from verticals.finance.fraud.task import Batch, FraudTask, LossConfig
 

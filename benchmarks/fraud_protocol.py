@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from benchmarks.fraud_models import Floats, Fold, Recipe
 from core.evaluation.scored import Scored
 from core.evaluation.splits import DAY, Held, Removal, TimeSplit, prequential
-from verticals.finance.fraud.features import Events, FeatureConfig, Features
+from verticals.finance.fraud.events import Events
+from verticals.finance.fraud.features import FeatureConfig, Features
 
 TEST_START = int(np.datetime64("2018-08-08", "us").astype(np.int64))
 """The handbook's single split tests 2018-08-08 to 14; the other folds lie each a week earlier."""

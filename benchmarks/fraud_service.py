@@ -137,7 +137,8 @@ def bounded_memory(quick: bool, folder: Path) -> list[Record]:
     from core.inference.model import build
     from verticals.finance.fraud import APPLICATION
     from verticals.finance.fraud.config import debug
-    from verticals.finance.fraud.features import DAY, Features
+    from verticals.finance.fraud.events import DAY
+    from verticals.finance.fraud.features import Features
     from verticals.finance.fraud.synthetic import SyntheticConfig, synthetic_transactions
 
     made = debug()

@@ -18,7 +18,8 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks.tables import Record, goal, interleaved, quantiles, table
-from verticals.finance.fraud.features import Events, FeatureConfig, Features
+from verticals.finance.fraud.events import Events
+from verticals.finance.fraud.features import FeatureConfig, Features
 from verticals.finance.fraud.model import FraudNet, ModelConfig, ScoreStep, pooled
 
 WINDOW = 64

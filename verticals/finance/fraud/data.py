@@ -23,7 +23,8 @@ from core.data.samplers import TimeSeriesSampler
 from core.errors import DataError
 from core.evaluation.splits import DAY, Held, Span, TimeSplit, check_split
 from verticals.finance.fraud.config import FraudConfig
-from verticals.finance.fraud.features import Events, Features
+from verticals.finance.fraud.events import Events
+from verticals.finance.fraud.features import Features
 from verticals.finance.fraud.records import read_events, schema
 from verticals.finance.fraud.synthetic import write_synthetic
 from verticals.finance.fraud.task import Batch

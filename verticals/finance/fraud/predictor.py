@@ -23,8 +23,10 @@ from core.errors import ArtifactError, DataError, VerticalsError
 from core.evaluation.calibration import Calibration
 from verticals.finance.fraud import store as stores
 from verticals.finance.fraud.config import FraudConfig
+from verticals.finance.fraud.events import DAY, Events
 from verticals.finance.fraud.explain import Effect, Occlusion
-from verticals.finance.fraud.features import DAY, Events, Features, History
+from verticals.finance.fraud.features import Features
+from verticals.finance.fraud.features_event import History
 from verticals.finance.fraud.records import key_code
 from verticals.finance.fraud.requests import Decision, Feedback, Reason, Transaction
 from verticals.finance.fraud.states import CardStates, StateLayout

@@ -19,7 +19,7 @@ from core.data.ordered import Ordered
 from core.data.schema import Schema
 from core.data.sources import CHUNK_ROWS
 from core.errors import ConfigError
-from verticals.finance.fraud.features import Events, Ints
+from verticals.finance.fraud.events import Events, Ints
 
 HANDBOOK = {
     "transaction_id": "TRANSACTION_ID",

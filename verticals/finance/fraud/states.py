@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from core.contract import Arrays, Session
-from verticals.finance.fraud.features import DAY
+from verticals.finance.fraud.events import DAY
 
 MAX_BATCH = 4096
 """Cards in one call of the network: bounds its memory."""

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from core import errors
 from core.errors import DataError, VerticalsError
-from verticals.finance.fraud.features import Events, Floats, Ints
+from verticals.finance.fraud.events import Events, Floats, Ints
 
 Side = Literal["customer", "terminal"]
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from core.durable.journal import LOOKUP, SWEEP, Entry, Journal, KeyConflict
 from verticals.finance.fraud import store_embedded_states
-from verticals.finance.fraud.features import Events
+from verticals.finance.fraud.events import Events
 from verticals.finance.fraud.store import (
     Chunk,
     Committed,
@@ -296,7 +296,7 @@ class EmbeddedStore:
             )
         if fresh.ids:
             self._check_load_order(fresh)
-            columns = (column.tolist() for column in fresh.events)
+            columns = (column.tolist() for column in fresh.events.columns)
             rows = zip(
                 range(before + 1, before + 1 + len(fresh.ids)),
                 *columns,

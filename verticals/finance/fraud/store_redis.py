@@ -24,7 +24,7 @@ import numpy as np
 import redis
 
 from core.errors import CapacityError
-from verticals.finance.fraud.features import Events
+from verticals.finance.fraud.events import Events
 from verticals.finance.fraud.store import (
     Chunk,
     Committed,
@@ -312,7 +312,7 @@ class RedisStore:
                 part = chunk.rows(slice(start, start + LOAD_ROWS))
                 done = row - len(chunk.ids) + start + len(part.ids)
                 arguments: list[Any] = [1, source, done, "", "", len(part.ids), 0, 0, 0]
-                columns = (column.tolist() for column in part.events)
+                columns = (column.tolist() for column in part.events.columns)
                 extras = part.extras or [None] * len(part.ids)
                 for *fields, digest in zip(part.ids, *columns, extras, part.digests(), strict=True):
                     arguments += _event(Event(*fields), digest)

@@ -16,7 +16,7 @@ from verticals.finance.fraud import APPLICATION
 from verticals.finance.fraud.config import FraudConfig
 from verticals.finance.fraud.data import FraudData
 from verticals.finance.fraud.evaluation import evaluate
-from verticals.finance.fraud.features import DAY
+from verticals.finance.fraud.events import DAY
 from verticals.finance.fraud.requests import Decision, Transaction
 from verticals.finance.fraud.store_embedded import EmbeddedStore
 from verticals.finance.fraud.synthetic import synthetic_transactions

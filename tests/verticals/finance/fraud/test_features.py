@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from verticals.finance.fraud.features import DAY, Events, FeatureConfig, Features, History
+from verticals.finance.fraud.events import DAY, Events
+from verticals.finance.fraud.features import FeatureConfig, Features
+from verticals.finance.fraud.features_event import History
 
 HANDBOOK = "fraud/handbook/transactions.parquet"
 SMALL = FeatureConfig(
@@ -106,7 +109,7 @@ def test_later_events_and_labels_not_yet_known_change_nothing(seed: int, cut: in
     whole = features.table(events, dtype=np.float64)
     assert_same(features, features.table(events.rows(slice(0, cut)), dtype=np.float64), whole[:, :cut])
     unknown = events.time > events.time[cut - 1] - int(SMALL.label_delay * DAY)
-    hidden = Events(*events[:4], np.where(unknown, np.int8(-1), events.fraud))  # type: ignore[arg-type]
+    hidden = replace(events, fraud=np.where(unknown, np.int8(-1), events.fraud))
     assert_same(features, features.table(hidden, dtype=np.float64)[:, :cut], whole[:, :cut])
 
 

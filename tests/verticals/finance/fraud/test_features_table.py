@@ -5,16 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from verticals.finance.fraud.features import (
-    CURRENT,
-    DAY,
-    STATISTICS,
-    Block,
-    Events,
-    FeatureConfig,
-    Features,
-    History,
-)
+from verticals.finance.fraud.events import DAY, Events
+from verticals.finance.fraud.features import CURRENT, STATISTICS, Block, FeatureConfig, Features
+from verticals.finance.fraud.features_event import History
 
 SMALL = FeatureConfig(
     customer_windows=(0.5, 3.0),
@@ -52,7 +45,9 @@ def test_one_event_at_a_time_equals_the_table(config: FeatureConfig) -> None:
     table = features.table(events, dtype=np.float64)
     cards: dict[int, History] = {}
     terminals: dict[int, History] = {}
-    for row, (time, customer, terminal, amount, fraud) in enumerate(zip(*(c.tolist() for c in events), strict=True)):
+    for row, (time, customer, terminal, amount, fraud) in enumerate(
+        zip(*(c.tolist() for c in events.columns), strict=True)
+    ):
         card = cards.setdefault(customer, History.empty(features.memory))
         place = terminals.setdefault(terminal, History.empty(features.memory))
         one = features.event(time, amount, terminal, card, place)

@@ -14,7 +14,7 @@ import pytest
 
 from core.errors import ArtifactError, DataError
 from tests.verticals.finance.fraud.model import Trained, trained
-from verticals.finance.fraud.features import DAY, Events
+from verticals.finance.fraud.events import DAY, Events
 from verticals.finance.fraud.predictor import FraudPredictor
 from verticals.finance.fraud.records import key_codes
 from verticals.finance.fraud.requests import Decision, Feedback, Transaction

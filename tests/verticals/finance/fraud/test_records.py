@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from core.data.ordered import Ordered
 from core.data.schema import Schema
 from core.errors import ConfigError, DataError
-from verticals.finance.fraud.features import Events
+from verticals.finance.fraud.events import Events
 from verticals.finance.fraud.records import HANDBOOK, Records, key_code, key_codes, read_events, schema
 
 HEADER = "TRANSACTION_ID,TX_DATETIME,CUSTOMER_ID,TERMINAL_ID,TX_AMOUNT,TX_FRAUD"
@@ -63,7 +63,7 @@ def test_rows_come_as_events_in_time_order(tmp_path: Path) -> None:
     assert first.events.terminal.tolist() == [key_code("m")] * 2
     assert first.events.amount.tolist() == [1.5, 2.5]
     assert (first.events.fraud.tolist(), second.events.fraud.tolist()) == ([1, 0], [-1])
-    assert [column.dtype for column in first.events] == [np.int64, np.int64, np.int64, np.float64, np.int8]
+    assert [column.dtype for column in first.events.columns] == [np.int64, np.int64, np.int64, np.float64, np.int8]
     assert first.extra == {}
 
 

@@ -8,7 +8,7 @@ import torch
 
 from core.inference.session import TorchSession
 from core.nn.sequence import RecallLSTM
-from verticals.finance.fraud.features import DAY
+from verticals.finance.fraud.events import DAY
 from verticals.finance.fraud.model import FraudNet, ModelConfig, ScoreStep, pooled
 from verticals.finance.fraud.states import CardStates, StateLayout
 

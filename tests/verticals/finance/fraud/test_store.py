@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from core.errors import DataError
-from verticals.finance.fraud.features import DAY, Events, History
+from verticals.finance.fraud.events import DAY, Events
+from verticals.finance.fraud.features_event import History
 from verticals.finance.fraud.store import Chunk, Conflict, Decision, Event, EventStore, Stale
 
 START = 1_525_132_800_000_000

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from core.errors import DataError
-from verticals.finance.fraud.features import Events
+from verticals.finance.fraud.events import Events
 from verticals.finance.fraud.store import Chunk, Conflict, Decision, Event, EventStore, Stale
 from verticals.finance.fraud.store_embedded import EmbeddedStore
 from verticals.finance.fraud.store_redis import RedisStore
