@@ -209,7 +209,7 @@ def read(
                 real = (np.arange(chunk) < size[:, None]) & (place_of[here] >= 0)
                 chosen = recalled[torch.from_numpy(real)]
                 places = place_of[here[real]]
-                logits[places] = pooled(net._weigh(torch.from_numpy(features[real]), chosen)).numpy()
+                logits[places] = pooled(net.weigh(torch.from_numpy(features[real]), chosen)).numpy()
                 hidden[places] = chosen[:, : net.config.num_hidden].numpy()
     return logits, hidden
 

@@ -69,7 +69,7 @@ def _answer(
     query = F.linear(hidden, recall.query.weight, recall.query.bias).view(recall.num_heads, -1)
     score = query @ seen.t() / math.sqrt(recall.num_hidden + 1)
     recalled = torch.softmax(F.pad(score, (0, 1)), 1)[:, :-1] @ seen
-    return pooled(net._weigh(features[-1:], torch.cat([hidden, recalled.view(1, -1)], 1)))
+    return pooled(net.weigh(features[-1:], torch.cat([hidden, recalled.view(1, -1)], 1)))
 
 
 def as_lstm(net: FraudNet) -> torch.nn.LSTM:

@@ -48,3 +48,34 @@ def test_shapes_and_limits() -> None:
     assert out.abs().max() <= encoding.limit
     with pytest.raises(ValueError, match="1 or more"):
         PiecewiseLinear(3, 0)
+
+
+def test_a_step_lies_where_the_classes_part() -> None:
+    generator = torch.Generator().manual_seed(1)
+    values = torch.rand(20_000, 2, generator=generator) * 300
+    rare = values[:, 0] > 220
+    coarse, fine = PiecewiseLinear(2, 4), PiecewiseLinear(2, 4, num_steps=3)
+    coarse.fit(values, rare)
+    fine.fit(values, rare)
+
+    def rise(encoding: PiecewiseLinear, low: float, high: float) -> float:
+        """How much of the steepest ramp lies between two values."""
+        ramps = [encoding(torch.tensor([[at, 0.0]]), torch.tensor([0]))[0, 0, 1:] for at in (low, high)]
+        return float((ramps[1] - ramps[0]).max())
+
+    assert rise(fine, 218, 222) > 0.99
+    assert rise(coarse, 218, 222) < 0.5
+    lows, highs = fine.lows[0], fine.lows[0] + 1 / fine.slopes[0]
+    used = fine.slopes[0] > 0
+    assert (lows[used][1:] >= highs[used][:-1] - 1e-3).all(), "ramps overlap"
+    assert values[:, 0].min() == lows[0]
+
+
+def test_a_tree_that_finds_nothing_adds_no_step() -> None:
+    values = torch.arange(2000).float()[:, None] % 7
+    rare = torch.arange(2000) % 100 == 0
+    with_steps, without = PiecewiseLinear(1, 3, num_steps=5), PiecewiseLinear(1, 3)
+    with_steps.fit(torch.ones(2000, 1), rare)
+    assert (with_steps.slopes == 0).all()
+    without.fit(values, rare)
+    assert (without.slopes > 0).any()

@@ -83,6 +83,7 @@ def debug() -> FraudConfig:
         sampler=SamplerConfig(batch_size=32, chunk=16, context=32, span=32),
         model=ModelConfig(
             num_bins=4,
+            num_steps=3,
             num_embedding=16,
             num_hidden=16,
             num_states=8,

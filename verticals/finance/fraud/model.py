@@ -28,6 +28,8 @@ class ModelConfig(Config):
 
     num_bins: int = Field(12, ge=1)
     """Quantile bins of a feature's encoding, of all training events and again of the frauds."""
+    num_steps: int = Field(7, ge=0)
+    """Thresholds of a feature's encoding at which frauds part from the rest, at most."""
     num_embedding: int = Field(48, ge=1)
     """Width of an event's embedding."""
     num_hidden: int = Field(48, ge=1)
@@ -94,7 +96,7 @@ class FraudNet(nn.Module):
         }
         for name, places in sides.items():
             self.register_buffer(name, torch.tensor(places, dtype=torch.int64), persistent=False)
-        self.encoding = PiecewiseLinear(len(columns), config.num_bins)
+        self.encoding = PiecewiseLinear(len(columns), config.num_bins, num_steps=config.num_steps)
         self.embed = nn.Sequential(nn.Linear(len(sides["card"]), config.num_embedding), nn.SiLU())
         self.history = RecallLSTM(
             config.num_embedding, config.num_hidden, num_states=config.num_states, num_heads=config.num_heads
@@ -108,7 +110,12 @@ class FraudNet(nn.Module):
         return self.history.initial(batch_size, device=device)
 
     def forward(
-        self, features: Tensor, time: Tensor, state: RecallState, lengths: Tensor | None = None
+        self,
+        features: Tensor,
+        time: Tensor,
+        state: RecallState,
+        lengths: Tensor | None = None,
+        wanted: Tensor | None = None,
     ) -> tuple[Tensor, RecallState]:
         """
         Args:
@@ -116,26 +123,36 @@ class FraudNet(nn.Module):
             time: [B, L] float64 days.
             state: what was carried here; `initial(B)` for new cards.
             lengths: [B] int64 real events of each row, None where all L are.
+            wanted: [B, L] bool, N of them true: the events whose logits are computed; None for all.
 
         Returns:
-            [B, L, K] float32 logits of the members (without meaning in the padding; `pooled` makes one of them) and the
-            new state.
+            [B, L, K] or [N, K] float32 logits of the members (without meaning in the padding; `pooled` makes one of
+            them) and the new state.
         """
-        recalled, state = self.history(self.embed(self._own(features)), time, state, lengths)
-        return self._weigh(features, recalled), state
+        recalled, state = self.recall(features, time, state, lengths)
+        if wanted is not None:
+            features, recalled = features[wanted], recalled[wanted]
+        return self.weigh(features, recalled), state
+
+    def recall(
+        self, features: Tensor, time: Tensor, state: RecallState, lengths: Tensor | None = None
+    ) -> tuple[Tensor, RecallState]:
+        """What each event's card remembers with it: [B, L, R], the hidden state first, and the new state; see `forward`."""
+        recalled: tuple[Tensor, RecallState] = self.history(self.embed(self._own(features)), time, state, lengths)
+        return recalled
 
     def step(self, features: Tensor, time: Tensor, state: RecallState) -> tuple[Tensor, RecallState]:
         """`forward` for one event of each card, [B, F] features and [B] time -> [B, K] logits; a test proves them equal."""
         recalled, state = self.history.step(self.embed(self._own(features)), time, state)
-        return self._weigh(features, recalled), state
+        return self.weigh(features, recalled), state
 
     def _own(self, features: Tensor) -> Tensor:
         limit = self.encoding.limit
         own: Tensor = features[..., self.card].clamp(-limit, limit)
         return own
 
-    def _weigh(self, features: Tensor, recalled: Tensor) -> Tensor:
-        """[..., K]: fraud if the card or the terminal makes it one (noisy or: -log(1 - p) adds up)."""
+    def weigh(self, features: Tensor, recalled: Tensor) -> Tensor:
+        """[..., F] and [..., R] -> [..., K]: fraud if the card or the terminal makes it one (noisy or: -log(1 - p) adds up)."""
         card = torch.cat([self._encoded(features, self.card), recalled], dim=-1)
         none = F.softplus(self.of_card(card)) + F.softplus(self.of_terminal(self._encoded(features, self.terminal)))
         return none + torch.log(-torch.expm1(-none.clamp(min=1e-30)))

@@ -59,12 +59,13 @@ class FraudTask(nn.Module):
 
     def forward(self, batch: Batch) -> Step:
         """The loss of the lanes' next chunk; the lanes' state moves on."""
-        logits, state = self.model(batch.features, batch.time, self._carried(batch), batch.lengths)
+        wanted = batch.weight > 0
+        logits, state = self.model(batch.features, batch.time, self._carried(batch), batch.lengths, wanted)
         self._state = state.detach()
-        target = batch.target * (1 - 2 * self.smoothing) + self.smoothing
-        members = self.loss(logits, target[..., None].expand_as(logits)).mean(-1)  # each member learns for itself
-        loss = (members * batch.weight).sum() / batch.normalizer
-        return Step(loss, {"loss": loss.detach(), "events": (batch.weight > 0).sum()})
+        target = batch.target[wanted] * (1 - 2 * self.smoothing) + self.smoothing
+        members = self.loss(logits, target[:, None].expand_as(logits)).mean(-1)  # each member learns for itself
+        loss = (members * batch.weight[wanted]).sum() / batch.normalizer
+        return Step(loss, {"loss": loss.detach(), "events": wanted.sum()})
 
     def _carried(self, batch: Batch) -> RecallState:
         """The state each lane goes on from. A different number of lanes means other data: all start from nothing."""

@@ -144,6 +144,6 @@ def test_either_kind_of_evidence_makes_a_fraud() -> None:
         recalled = torch.zeros(6, net.history.num_outputs)
         card = net.of_card(torch.cat([net._encoded(features, net.card), recalled], -1))
         terminal = net.of_terminal(net._encoded(features, net.terminal))
-        either = net._weigh(features, recalled)
+        either = net.weigh(features, recalled)
     none = (1 - torch.sigmoid(card.double())) * (1 - torch.sigmoid(terminal.double()))
     torch.testing.assert_close(torch.sigmoid(either.double()), 1 - none, atol=1e-6, rtol=1e-4)
