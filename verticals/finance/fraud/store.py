@@ -26,6 +26,8 @@ from core.errors import DataError, VerticalsError
 from verticals.finance.fraud.events import Events, Floats, Ints
 
 Side = Literal["customer", "terminal"]
+Key = tuple[Side, int]
+"""A card or a terminal."""
 
 
 class Conflict(errors.Conflict):
@@ -103,6 +105,8 @@ class Past(NamedTuple):
     """Code of the terminal (a card's past) or of the card (a terminal's)."""
     fraud: NDArray[np.int8]
     """Labels as known now."""
+    seq: Ints
+    """Number of each event in the order of arrival."""
     revision: int
     """Changes with every event and label of this card or terminal: give it back to `commit(expected=...)`."""
 
@@ -137,6 +141,8 @@ class Committed(NamedTuple):
     """The first answer this id was given; None where it came as loaded history."""
     new: bool
     """False where the id was there before: nothing was changed."""
+    revision: int = 0
+    """Of the card's and the terminal's past with this event; 0 where nothing was changed."""
 
 
 class LabelChange(NamedTuple):
@@ -193,13 +199,20 @@ class EventStore(Protocol):
     def answers(self, ids: Sequence[str]) -> dict[str, tuple[bytes, bytes | None]]:
         """(digest, answer) of those transactions that are known."""
 
-    def newest(self, customer: int) -> int | None:
-        """Time of the card's newest event."""
+    def newest(self, customers: Sequence[int]) -> dict[int, int]:
+        """Time of each card's newest event, of those that have one."""
 
     def history(
         self, side: Side, code: int, since: int, *, until: int | None = None, before: int | None = None
     ) -> Past:
         """Events of one card or terminal with since <= time (<= until), and number < before."""
+
+    def pasts(self, keys: Sequence[Key], since: int, *, known: Mapping[Key, int] | None = None) -> dict[Key, Past]:
+        """Events with since <= time of many cards and terminals at once.
+
+        Args:
+            known: revisions of pasts that the caller still has: those that have not changed are left out.
+        """
 
     def commit(
         self,
@@ -208,7 +221,7 @@ class EventStore(Protocol):
         states: Mapping[int, bytes] | None = None,
         version: str | None = None,
         decisions: Sequence[Decision] = (),
-        expected: Mapping[tuple[Side, int], int] | None = None,
+        expected: Mapping[Key, int] | None = None,
         after: int | None = None,
     ) -> list[Committed]:
         """Durably append events, network states and decisions: all of them, or nothing.

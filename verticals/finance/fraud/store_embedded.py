@@ -6,6 +6,7 @@ indexes so that a past is read from a few neighbouring pages; both commit in one
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ from sqlite3 import Cursor
 from typing import Literal, Self
 
 import numpy as np
+from numpy.typing import NDArray
 
 from core.durable.journal import LOOKUP, SWEEP, Entry, Journal, KeyConflict
 from verticals.finance.fraud import store_embedded_states
@@ -23,6 +25,7 @@ from verticals.finance.fraud.store import (
     Committed,
     Decision,
     Event,
+    Key,
     LabelChange,
     Loaded,
     Past,
@@ -56,13 +59,25 @@ INSERT INTO totals VALUES (0, 0, NULL, NULL, NULL);
 """
 
 INSERT = "INSERT INTO events VALUES (?, ?, ?, ?, ?, ?, ?)"
-PASTS: dict[Side, str] = {
-    "customer": "SELECT time, amount, terminal, fraud FROM events INDEXED BY events_customer "
+HISTORY: dict[Side, str] = {
+    "customer": "SELECT customer, time, amount, terminal, fraud, seq FROM events INDEXED BY events_customer "
     "WHERE customer = ? AND time BETWEEN ? AND ? AND seq < ? ORDER BY time, seq",
-    "terminal": "SELECT time, amount, customer, fraud FROM events INDEXED BY events_terminal "
+    "terminal": "SELECT terminal, time, amount, customer, fraud, seq FROM events INDEXED BY events_terminal "
     "WHERE terminal = ? AND time BETWEEN ? AND ? AND seq < ? ORDER BY time, seq",
 }
-NEWEST = "SELECT seq FROM events INDEXED BY events_customer WHERE customer = ? ORDER BY time DESC, seq DESC LIMIT 1"
+PASTS: dict[Side, str] = {
+    "customer": "SELECT e.customer, e.time, e.amount, e.terminal, e.fraud, e.seq FROM json_each(?) j "
+    "CROSS JOIN events e INDEXED BY events_customer ON e.customer = j.value AND e.time >= ?",
+    "terminal": "SELECT e.terminal, e.time, e.amount, e.customer, e.fraud, e.seq FROM json_each(?) j "
+    "CROSS JOIN events e INDEXED BY events_terminal ON e.terminal = j.value AND e.time >= ?",
+}
+ROW = np.dtype([("code", "<i8"), ("time", "<i8"), ("amount", "<f8"), ("other", "<i8"), ("fraud", "i1"), ("seq", "<i8")])
+"""What both give."""
+NEWEST = (
+    "SELECT j.value, (SELECT time FROM events INDEXED BY events_customer WHERE customer = j.value ORDER BY time DESC LIMIT 1) "
+    "FROM json_each(?) j"
+)
+NEWEST_SEQ = "SELECT seq FROM events INDEXED BY events_customer WHERE customer = ? ORDER BY time DESC, seq DESC LIMIT 1"
 FOREVER = 2**63 - 1
 
 
@@ -83,30 +98,37 @@ class EmbeddedStore:
         self.retention = retention
         self._journal = Journal(path, schema=SCHEMA, layout="finance.fraud.store 2", synchronous=synchronous)
         self._states = store_embedded_states.VersionStates(self._journal)
-        self._revisions = [0] * STRIPES
+        self._revisions, self._changes = [0] * STRIPES, 0
         self._mutex = threading.RLock()
 
     def answers(self, ids: Sequence[str]) -> dict[str, tuple[bytes, bytes | None]]:
         return {id: (kept.digest, kept.answer) for id, kept in self._journal.answers(ids).items()}
 
-    def newest(self, customer: int) -> int | None:
-        time: int | None = self._journal.rows("SELECT max(time) FROM events WHERE customer = ?", (int(customer),))[0][0]
-        return time
+    def newest(self, customers: Sequence[int]) -> dict[int, int]:
+        rows = self._journal.rows(NEWEST, (_json(customers),))
+        return {customer: time for customer, time in rows if time is not None}
 
     def history(
         self, side: Side, code: int, since: int, *, until: int | None = None, before: int | None = None
     ) -> Past:
         revision = self._revisions[_stripe(side, code)]  # before the rows: a commit in between makes this past stale
         bounds = (FOREVER if bound is None else int(bound) for bound in (until, before))
-        rows = self._journal.rows(PASTS[side], (int(code), int(since), *bounds))
-        time, amount, other, fraud = zip(*rows, strict=True) if rows else ((), (), (), ())
-        return Past(
-            np.array(time, np.int64),
-            np.array(amount, np.float64),
-            np.array(other, np.int64),
-            np.array(fraud, np.int8),
-            revision,
-        )
+        return _past(np.array(self._journal.rows(HISTORY[side], (int(code), int(since), *bounds)), ROW), revision)
+
+    def pasts(self, keys: Sequence[Key], since: int, *, known: Mapping[Key, int] | None = None) -> dict[Key, Past]:
+        held = known or {}
+        now = {key: self._revisions[_stripe(*key)] for key in keys}  # before the rows, as in history
+        found: dict[Key, Past] = {}
+        for side, query in PASTS.items():
+            codes = [key[1] for key in keys if key[0] == side and held.get(key) != now[key]]
+            if not codes:
+                continue
+            rows = np.array(self._journal.rows(query, (_json(codes), int(since))), ROW)
+            rows = rows[np.lexsort((rows["seq"], rows["time"], rows["code"]))]
+            lows, highs = (np.searchsorted(rows["code"], codes, side=end).tolist() for end in ("left", "right"))
+            for code, low, high in zip(codes, lows, highs, strict=True):
+                found[side, code] = _past(rows[low:high], now[side, code])
+        return found
 
     def commit(
         self,
@@ -115,12 +137,12 @@ class EmbeddedStore:
         states: Mapping[int, bytes] | None = None,
         version: str | None = None,
         decisions: Sequence[Decision] = (),
-        expected: Mapping[tuple[Side, int], int] | None = None,
+        expected: Mapping[Key, int] | None = None,
         after: int | None = None,
     ) -> list[Committed]:
         check_commit(events, states, version, decisions, after)
         with self._change() as (cursor, changed):
-            before = self._journal.last
+            before, revision = self._journal.last, self._changes + 1
             known = self._journal.answers([event.id for event in events])
             fresh = fresh_events(events, {id: (kept.digest, kept.answer) for id, kept in known.items()})
             if fresh:
@@ -141,24 +163,22 @@ class EmbeddedStore:
         return [
             Committed(known[event.id].seq, known[event.id].answer, False)
             if event.id in known
-            else Committed(next(numbers), event.answer, True)
+            else Committed(next(numbers), event.answer, True, revision)
             for event in events
         ]
 
     def _check_unmoved(self, fresh: Sequence[Event], after: int) -> None:
         for event in fresh:
-            if any(seq > after for (seq,) in self._journal.rows(NEWEST, (int(event.customer),))):
+            if any(seq > after for (seq,) in self._journal.rows(NEWEST_SEQ, (int(event.customer),))):
                 raise moved(event.id, after)
 
     def _check_order(self, fresh: Sequence[Event]) -> None:
         floor: int | None = self._journal.rows("SELECT floor FROM totals")[0][0]
-        newest: dict[int, int] = {}
+        newest = self.newest(list({event.customer for event in fresh}))
         for event in fresh:
-            if event.customer not in newest:
-                found = [time for time in (self.newest(event.customer), floor) if time is not None]
-                newest[event.customer] = max(found, default=event.time)
-            if event.time < newest[event.customer]:
-                raise late(event.id, event.time, newest[event.customer])
+            edge = max((time for time in (newest.get(event.customer), floor) if time is not None), default=event.time)
+            if event.time < edge:
+                raise late(event.id, event.time, edge)
             newest[event.customer] = event.time
 
     def _insert(self, cursor: Cursor, fresh: Sequence[Event]) -> None:
@@ -174,17 +194,18 @@ class EmbeddedStore:
         _add_totals(cursor, len(fresh), min(times), max(times))
 
     @contextmanager
-    def _change(self) -> Iterator[tuple[Cursor, list[tuple[Side, int]]]]:
+    def _change(self) -> Iterator[tuple[Cursor, list[Key]]]:
         """A transaction, and the list of pasts that it changes.
 
         Revisions rise after the commit, so that who reads a new one reads the new rows too, and before the next writer.
         """
-        changed: list[tuple[Side, int]] = []
+        changed: list[Key] = []
         with self._mutex:
             with self._journal.transaction() as cursor:
                 yield cursor, changed
-            for stripe in {_stripe(side, code) for side, code in changed}:
-                self._revisions[stripe] += 1
+            self._changes += 1
+            for side, code in changed:
+                self._revisions[_stripe(side, code)] = self._changes
 
     def label(self, id: str, fraud: int, at: int) -> bool:
         with self._change() as (cursor, changed):
@@ -269,7 +290,7 @@ class EmbeddedStore:
                             "INSERT INTO sources VALUES (?, ?) ON CONFLICT DO UPDATE SET rows = excluded.rows",
                             (source, row),
                         )
-                    self._revisions = [revision + 1 for revision in self._revisions]
+                    self._change_all()
             total = Loaded(*(a + b for a, b in zip(total, done, strict=True)))
         return total
 
@@ -311,10 +332,11 @@ class EmbeddedStore:
         span = self.span()
         if span is None or fresh.events.time[0] >= span[1]:
             return
-        for place in np.unique(fresh.events.customer, return_index=True)[1].tolist():
-            newest = self.newest(int(fresh.events.customer[place]))
-            if newest is not None and fresh.events.time[place] < newest:
-                raise late(fresh.ids[place], int(fresh.events.time[place]), newest)
+        customers, places = np.unique(fresh.events.customer, return_index=True)
+        newest = self.newest(customers.tolist())
+        for customer, place in zip(customers.tolist(), places.tolist(), strict=True):
+            if fresh.events.time[place] < newest.get(customer, 0):
+                raise late(fresh.ids[place], int(fresh.events.time[place]), newest[customer])
 
     def _count_other_labels(self, seqs: Sequence[int], labels: Sequence[int]) -> int:
         held: dict[int, int] = {}
@@ -348,8 +370,14 @@ class EmbeddedStore:
                 cursor.execute("UPDATE totals SET count = count - ?", (cursor.rowcount,))
         with self._journal.transaction() as cursor:
             cursor.execute("UPDATE totals SET (oldest, newest) = (SELECT min(time), max(time) FROM events)")
+        with self._mutex:
+            self._change_all()
         self._journal.forget(int(before) - keep_ids)
         return dropped
+
+    def _change_all(self) -> None:
+        self._changes += 1
+        self._revisions = [self._changes] * STRIPES
 
     def verify(self) -> None:
         """As `Journal.verify`."""
@@ -367,6 +395,17 @@ class EmbeddedStore:
 
 def _stripe(side: Side, code: int) -> int:
     return hash((side, int(code))) % STRIPES
+
+
+def _json(codes: Iterable[int]) -> str:
+    return json.dumps([int(code) for code in codes])
+
+
+def _past(rows: NDArray[np.void], revision: int) -> Past:
+    time, amount, other, fraud, seq = (
+        np.ascontiguousarray(rows[name]) for name in ("time", "amount", "other", "fraud", "seq")
+    )
+    return Past(time, amount, other, fraud, seq, revision)
 
 
 def _plain(line: Decision) -> tuple[int, str, float, str, bytes, bytes]:

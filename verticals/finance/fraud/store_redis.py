@@ -30,6 +30,7 @@ from verticals.finance.fraud.store import (
     Committed,
     Decision,
     Event,
+    Key,
     LabelChange,
     Loaded,
     Past,
@@ -62,6 +63,8 @@ KEPT = struct.Struct("<qqqq16sbb")
 LOGGED = np.dtype([("time", "<i8"), ("customer", "<i8"), ("terminal", "<i8"), ("amount", "<f8"), ("fraud", "i1")])
 LINE = struct.Struct("<qd16s")
 CHANGE = struct.Struct("<qqqbbq")
+READ_KEYS = 1_000
+"""Pasts read by one command."""
 LOAD_ROWS = 2_000
 """Rows loaded by one script: the server answers nobody else meanwhile."""
 STAGE_SECONDS = 3600
@@ -101,26 +104,47 @@ class RedisStore:
                 found[id] = digest, value[KEPT.size :] if answered else None
         return found
 
-    def newest(self, customer: int) -> int | None:
-        with self._answering():
-            value = self._redis.getrange(self._past("customer", customer), 8, HEADER - 1)
-        return struct.unpack("<q", value)[0] if value else None
+    def newest(self, customers: Sequence[int]) -> dict[int, int]:
+        values = self._each([("customer", customer) for customer in customers], 8, HEADER - 1)
+        return {
+            int(customer): struct.unpack("<q", value)[0]
+            for customer, value in zip(customers, values, strict=True)
+            if value
+        }
 
     def history(
         self, side: Side, code: int, since: int, *, until: int | None = None, before: int | None = None
     ) -> Past:
         with self._answering():
-            value = self._redis.get(self._past(side, code)) or bytes(HEADER)
-        rows = np.frombuffer(value, RECORD, offset=HEADER)
-        wanted = rows["time"] >= since
-        for name, bound in (("time", until), ("seq", None if before is None else before - 1)):
-            if bound is not None:
-                wanted &= rows[name] <= bound
-        rows = rows[wanted]
-        rows = rows[np.argsort(rows["time"], kind="stable")]
-        revision = struct.unpack_from("<q", value)[0]
-        columns = [np.ascontiguousarray(rows[name]) for name in ("time", "amount", "other")]
-        return Past(columns[0], columns[1], columns[2], (rows["fraud"] - 1).astype(np.int8), revision)
+            value = self._redis.get(self._past(side, code))
+        return _past(value, since, until=until, before=before)
+
+    def pasts(self, keys: Sequence[Key], since: int, *, known: Mapping[Key, int] | None = None) -> dict[Key, Past]:
+        held = [key for key in keys if key in (known or {})]
+        revisions = self._each(held, 0, 7)
+        same = {
+            key
+            for key, value in zip(held, revisions, strict=True)
+            if (struct.unpack("<q", value)[0] if value else 0) == (known or {})[key]
+        }
+        found: dict[Key, Past] = {}
+        wanted = [key for key in keys if key not in same]
+        for start in range(0, len(wanted), READ_KEYS):
+            part = wanted[start : start + READ_KEYS]
+            with self._answering():
+                values = self._redis.mget([self._past(*key) for key in part])
+            found.update((key, _past(value, since)) for key, value in zip(part, values, strict=True))
+        return found
+
+    def _each(self, keys: Sequence[Key], first: int, last: int) -> list[bytes]:
+        """These bytes of many pasts."""
+        if not keys:
+            return []
+        with self._answering(), self._redis.pipeline(transaction=False) as pipe:
+            for key in keys:
+                pipe.getrange(self._past(*key), first, last)
+            values: list[bytes] = pipe.execute()
+        return values
 
     def commit(
         self,
@@ -129,7 +153,7 @@ class RedisStore:
         states: Mapping[int, bytes] | None = None,
         version: str | None = None,
         decisions: Sequence[Decision] = (),
-        expected: Mapping[tuple[Side, int], int] | None = None,
+        expected: Mapping[Key, int] | None = None,
         after: int | None = None,
     ) -> list[Committed]:
         check_commit(events, states, version, decisions, after)
@@ -154,7 +178,7 @@ class RedisStore:
         if word == b"behind":
             raise behind(version or "", *results)
         return [
-            Committed(result, event.answer, True)
+            Committed(result, event.answer, True, results[1])
             if isinstance(result, int)
             else Committed(result[0], result[1][1:] if result[1][0] else None, False)
             for event, result in zip(events, results[0], strict=True)
@@ -346,7 +370,7 @@ class RedisStore:
         for side in ("c:", "t:"):
             with self._answering():
                 for key in self._redis.scan_iter(match=self._key(side, b"*"), count=1000):
-                    self._trim(keys=[key], args=[before])
+                    self._trim(keys=[key, self._key("clock")], args=[before])
         return dropped
 
     def close(self) -> None:
@@ -376,6 +400,20 @@ class RedisStore:
             raise CapacityError(
                 "the Redis server is out of memory, nothing was written; raise maxmemory or shorten the retention"
             ) from error
+
+
+def _past(value: bytes | None, since: int, *, until: int | None = None, before: int | None = None) -> Past:
+    """What is written under a card's or terminal's key, from a time on, up to a time, before a number."""
+    given = value or bytes(HEADER)
+    rows = np.frombuffer(given, RECORD, offset=HEADER)
+    wanted = rows["time"] >= since
+    for name, bound in (("time", until), ("seq", None if before is None else before - 1)):
+        if bound is not None:
+            wanted &= rows[name] <= bound
+    rows = rows[wanted]
+    rows = rows[np.argsort(rows["time"], kind="stable")]
+    time, amount, other, seq = (np.ascontiguousarray(rows[name]) for name in ("time", "amount", "other", "seq"))
+    return Past(time, amount, other, (rows["fraud"] - 1).astype(np.int8), seq, struct.unpack_from("<q", given)[0])
 
 
 def _code(value: int) -> bytes:

@@ -71,7 +71,8 @@ if name then
   if upto ~= before then return {'behind', upto, before} end
 end
 
-local clock = struct.pack('<i8', redis.call('INCR', P .. 'clock'))
+local tick = redis.call('INCR', P .. 'clock')
+local clock = struct.pack('<i8', tick)
 local function append(key, e, other, seq)
   local record = e.content:sub(1, 8) .. other .. e.content:sub(25, 32) .. seq .. e.label
   local held = redis.call('GETRANGE', key, 8, 15)
@@ -120,10 +121,10 @@ if loading then
   redis.call('HSET', P .. 'sources', source, rows)
   return {'ok', {#fresh, 0, known, relabelled, expired}}
 end
-return {'ok', results}
+return {'ok', results, tick}
 """
-"""-> ok and a result for each event (its number, or number and answer of one known) or the counts of a load; else why
-nothing was written."""
+"""-> ok, a result for each event (its number, or number and answer of one known) and the revision of the pasts with them,
+or the counts of a load; else why nothing was written."""
 
 CATCH_UP = """
 local P, version, after, upto = KEYS[1], ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
@@ -215,7 +216,9 @@ for first = 17, #all, 33 do
   if struct.unpack('<i8', all, first) >= before then kept[#kept + 1] = all:sub(first, first + 32) end
 end
 if #kept == 0 then redis.call('DEL', KEYS[1])
-elseif 16 + 33 * #kept < #all then redis.call('SET', KEYS[1], all:sub(1, 16) .. table.concat(kept)) end
+elseif 16 + 33 * #kept < #all then
+  redis.call('SET', KEYS[1], struct.pack('<i8', redis.call('INCR', KEYS[2])) .. all:sub(9, 16) .. table.concat(kept))
+end
 return 0
 """
 """Cut a past to its events from a time on."""

@@ -11,7 +11,7 @@ import pytest
 from core.errors import DataError
 from verticals.finance.fraud.events import DAY, Events
 from verticals.finance.fraud.features_event import History
-from verticals.finance.fraud.store import Chunk, Conflict, Decision, Event, EventStore, Stale
+from verticals.finance.fraud.store import Chunk, Conflict, Decision, Event, EventStore, Key, Stale
 
 START = 1_525_132_800_000_000
 CARD, OTHER_CARD, SHOP, OTHER_SHOP = 2**63 - 1, -(2**63), -1, 7
@@ -46,7 +46,7 @@ def all_decisions(store: EventStore) -> list[Decision]:
 
 def test_an_empty_store(store: EventStore) -> None:
     assert store.answers([]) == store.answers(["a"]) == {}
-    assert store.newest(CARD) is None
+    assert store.newest([CARD]) == {}
     assert store.span() is None
     assert (store.count(), store.last, store.versions(), store.labels_since(0)) == (0, 0, {}, [])
     assert list(store.replay()) == all_decisions(store) == []
@@ -64,7 +64,7 @@ def test_the_first_answer_is_kept_and_nothing_counts_twice(store: EventStore) ->
     assert [(c.seq, c.answer, c.new) for c in done] == [(1, first.answer, True), (2, second.answer, True)]
     again = first._replace(answer=b"another", fraud=1)
     assert store.commit([again], decisions=[line(again)], states={CARD: b"s2"}, version="v1", after=0) == [
-        (1, first.answer, False)
+        (1, first.answer, False, 0)
     ]
     assert store.count() == 2
     assert store.answers(["a", "b", "c"]) == {"a": (first.digest, first.answer), "b": (second.digest, second.answer)}
@@ -97,11 +97,11 @@ def test_an_event_older_than_its_cards_newest_is_refused_with_all_beside_it(stor
         store.commit([beside, old], states=states, version="v1", decisions=[line(beside), line(old)], after=2)
     assert (caught.value.transaction, caught.value.newest) == ("old", newest.time)
     assert store.answers(["old", "beside"]) == {}
-    assert (store.count(), store.versions(), all_decisions(store), store.newest(3)) == (2, {}, [], None)
+    assert (store.count(), store.versions(), all_decisions(store), store.newest([3])) == (2, {}, [], {})
     with pytest.raises(Conflict):
         store.commit([event("c", 12), event("d", 11)])
     assert [c.seq for c in store.commit([event("same time", 10), event("c", 12)])] == [3, 4]
-    assert store.newest(CARD) == event("c", 12).time
+    assert store.newest([3, CARD]) == {CARD: event("c", 12).time}
     assert store.span() == (event("b", 3).time, event("c", 12).time)
 
 
@@ -124,6 +124,36 @@ def test_pasts_are_in_time_order_and_fit_the_features(store: EventStore) -> None
     card = store.history("customer", CARD, 0)
     assert card.other.tolist() == [SHOP, OTHER_SHOP]
     assert History(*card[:4], 30 * DAY).mark("gap").tolist() == [30, 1 / 1440]
+
+
+def test_many_pasts_at_once_are_what_each_one_is(store: EventStore) -> None:
+    store.commit([event("a", 10), event("b", 5, card=OTHER_CARD, amount=2.5), event("c", 10, card=5)])
+    (done,) = store.commit([event("e", 11, shop=OTHER_SHOP)])
+    keys: list[Key] = [
+        ("terminal", SHOP),
+        ("customer", 5),
+        ("customer", 77),
+        ("customer", CARD),
+        ("terminal", OTHER_SHOP),
+    ]
+    for since in (0, event("", 10).time):
+        pasts = store.pasts(keys, since)
+        assert pasts.keys() == set(keys)
+        for key, past in pasts.items():
+            for one, other in zip(past, store.history(*key, since), strict=True):
+                np.testing.assert_array_equal(one, other)
+    revisions = {key: past.revision for key, past in pasts.items()}
+    assert revisions["customer", CARD] == revisions["terminal", OTHER_SHOP] == done.revision
+    assert store.pasts(keys, 0, known=revisions) == {}
+    (new,) = store.commit([event("f", 12, card=5, shop=SHOP)])
+    changed = store.pasts(keys, 0, known=revisions)
+    assert {key: past.revision for key, past in changed.items()} == {
+        ("terminal", SHOP): new.revision,
+        ("customer", 5): new.revision,
+    }
+    assert changed["terminal", SHOP].seq.tolist() == [2, 1, 3, 5]
+    store.forget(event("", 10).time)
+    assert store.pasts(keys, 0, known=revisions)["terminal", SHOP].seq.tolist() == [1, 3, 5]
 
 
 def test_a_commit_computed_from_a_past_that_changed_is_stale(store: EventStore) -> None:
@@ -245,7 +275,7 @@ def test_loaded_history_is_what_committing_would_give(store: EventStore) -> None
     past = store.history("customer", 3, 0)
     assert past.time.tolist() == [e.time for e in events if e.customer == 3]
     assert past.fraud.tolist() == [e.fraud for e in events if e.customer == 3]
-    assert store.commit([events[7]._replace(answer=b"late")]) == [(8, None, False)]
+    assert store.commit([events[7]._replace(answer=b"late")]) == [(8, None, False, 0)]
     assert store.label("h1", 1, START)
     assert store.history("customer", 1, 0).fraud.tolist()[0] == 1
 
@@ -318,7 +348,7 @@ def test_forgetting(store: EventStore) -> None:
     assert next(iter(store.replay(ids=True, size=1))).ids == ["h20"]
     assert store.forget(START + DAY) == 22
     assert (store.count(), store.span(), list(store.replay())) == (0, None, [])
-    assert store.newest(0) is None
+    assert store.newest([0]) == {}
     with pytest.raises(ValueError, match="retention"):
         store.forget()
 

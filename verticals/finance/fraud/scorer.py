@@ -1,0 +1,98 @@
+"""From events to logits: features, their scaling, one step of the network for each. Requests, files and replays share it.
+
+Legend: N event, F feature, C column that the network reads.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from core.contract import Session
+from core.data.pipeline import DataPipeline
+from verticals.finance.fraud.config import DataConfig
+from verticals.finance.fraud.events import Events
+from verticals.finance.fraud.features import Features
+from verticals.finance.fraud.pasts import Remembered, joined, sides
+from verticals.finance.fraud.states import CardStates, StateLayout
+from verticals.finance.fraud.store import Event, Key
+
+FEW = 3
+"""Events whose features are computed one by one; of more, a table of them and their pasts is faster."""
+
+
+class Scorer:
+    """What a model version does with events in time order."""
+
+    def __init__(self, data: DataConfig, features: Features, pipeline: DataPipeline, session: Session) -> None:
+        self.features, self.pipeline, self.session = features, pipeline, session
+        self.extra_names = (*data.numeric, *data.categorical)
+        self.layout = StateLayout(session)
+        self.rows_at_once = max(1024, 64_000_000 // len(pipeline.feature_names))
+        """Events whose features fit about 256 MB."""
+
+    def scaled(self, raw: NDArray[np.floating], extra: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
+        """[F, N] raw features and the further columns -> [N, C] what the network reads."""
+        return self.pipeline.transform_block(raw.astype(np.float32, copy=False), self.features.names, extra)
+
+    def extra(self, stored: Sequence[bytes | None]) -> dict[str, NDArray[Any]]:
+        """The further columns of N events, as they are stored."""
+        if not self.extra_names:
+            return {}
+        records = [json.loads(extra) if extra else {} for extra in stored]
+        return {name: np.array([record.get(name, "") for record in records]) for name in self.extra_names}
+
+    def raw(self, events: Sequence[Event], pasts: Mapping[Key, Remembered]) -> NDArray[np.float64]:
+        """[F, N] raw features of N new events in time order, from the pasts of their cards and terminals."""
+        keys = [key for event in events for key in sides(event)]
+        if len(events) == 1 or (len(events) <= FEW and len(set(keys)) == len(keys)):
+            rows = []
+            for event in events:
+                card, terminal = (pasts[key].history(event.time, self.features.memory) for key in sides(event))
+                rows.append(self.features.event(event.time, event.amount, event.terminal, card, terminal))
+            return np.stack(rows, axis=1)
+        others, _ = joined({key: pasts[key].past for key in keys})
+        since, until = events[0].time - self.features.horizon, events[-1].time
+        return self.among(others.rows((others.time > since) & (others.time <= until)), columns(events))
+
+    def among(self, others: Events, events: Events) -> NDArray[np.float64]:
+        """[F, N] raw features of N events that stand among others of their cards and terminals, both in time order.
+
+        Of the same time, the others come first.
+        """
+        everything = Events.joined([others, events])
+        order = np.argsort(everything.time, kind="stable")
+        wanted = order >= len(others)
+        first = int(np.argmax(wanted))
+        table = self.features.table(everything.rows(order), dtype=np.float64, first=first)
+        return table if wanted[first:].all() else table[:, wanted[first:]]  # type: ignore[return-value]
+
+    def advance(
+        self, states: CardStates, context: Events, events: Events, extra: Mapping[str, NDArray[Any]]
+    ) -> tuple[NDArray[np.float64], Events]:
+        """[N] logits of events that follow `context`, and the context of those that follow them; moves `states` on."""
+        joined = Events.joined([context, events])
+        kept = joined.rows(joined.time > joined.time[-1] - self.features.horizon)
+        features = self.scaled(self.features.table(joined, first=len(context)), extra)
+        return states.advance(self.session, events.customer, events.time, features), kept
+
+
+def slices(count: int, size: int) -> Iterator[slice]:
+    """Slices of `size` that cover `count`."""
+    for first in range(0, count, size):
+        yield slice(first, min(first + size, count))
+
+
+def columns(events: Sequence[Event]) -> Events:
+    """Events of the store as columns."""
+    return Events(
+        np.array([event.time for event in events], np.int64),
+        np.array([event.customer for event in events], np.int64),
+        np.array([event.terminal for event in events], np.int64),
+        np.array([event.amount for event in events], np.float64),
+        np.array([event.fraud for event in events], np.int8),
+    )
