@@ -39,7 +39,8 @@ from core.device import machine
 from verticals.finance.fraud.events import DAY, Events
 from verticals.finance.fraud.features import SPREAD_FLOOR, Block, Entity, FeatureConfig, Features
 from verticals.finance.fraud.features_event import History
-from verticals.finance.fraud.model import FraudNet, ModelConfig, ScoreStep
+from verticals.finance.fraud.model import FraudNet, ModelConfig
+from verticals.finance.fraud.step import ScoreStep
 
 if TYPE_CHECKING:
     from verticals.finance.fraud.predictor import FraudPredictor

@@ -20,7 +20,8 @@ import torch.nn.functional as F
 from benchmarks.tables import Record, goal, interleaved, quantiles, table
 from verticals.finance.fraud.events import Events
 from verticals.finance.fraud.features import FeatureConfig, Features
-from verticals.finance.fraud.model import FraudNet, ModelConfig, ScoreStep, pooled
+from verticals.finance.fraud.model import FraudNet, ModelConfig, pooled
+from verticals.finance.fraud.step import ScoreStep
 
 WINDOW = 64
 

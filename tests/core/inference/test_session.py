@@ -53,3 +53,17 @@ def test_inputs_are_not_changed_and_may_be_slices() -> None:
 def test_other_arrays_are_refused_by_name(arrays: dict[str, np.ndarray], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         TorchSession(Doubler())(arrays)
+
+
+class Single(Doubler):
+    def one(self, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        return {"y": arrays["x"] * 3, "later": arrays["time"]}
+
+
+def test_a_single_row_goes_the_networks_own_way() -> None:
+    session = TorchSession(Single())
+    row = np.ones((1, 3), np.float32)
+    assert session({"x": row, "time": np.zeros(1)})["y"].tolist() == [[3.0, 3.0, 3.0]]
+    assert session({"x": np.ones((2, 3), np.float32), "time": np.zeros(2)})["y"].max() == 2.0
+    with pytest.raises(ValueError, match="x is float64"):
+        session({"x": np.ones((1, 3)), "time": np.zeros(1)})

@@ -17,10 +17,11 @@ from verticals.finance.fraud.config import RECIPES, FraudConfig
 from verticals.finance.fraud.data import FraudData
 from verticals.finance.fraud.evaluation import constants, evaluate
 from verticals.finance.fraud.history import load_history
-from verticals.finance.fraud.model import FraudNet, ScoreStep
+from verticals.finance.fraud.model import FraudNet
 from verticals.finance.fraud.predictor import FraudPredictor
 from verticals.finance.fraud.records import read_events, schema
 from verticals.finance.fraud.requests import Transaction
+from verticals.finance.fraud.step import ScoreStep
 from verticals.finance.fraud.synthetic import write_synthetic
 from verticals.finance.fraud.task import FraudTask
 

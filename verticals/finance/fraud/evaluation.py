@@ -125,7 +125,7 @@ def evaluate(predictor: FraudPredictor, data: FraudData, split: str) -> Evaluati
 def constants(config: FraudConfig, data: FraudData, task: Any) -> dict[str, Any]:
     """What ships beside the weights: columns, pipeline, usual values, and calibration and threshold of validation days."""
     from core.inference.session import TorchSession
-    from verticals.finance.fraud.model import ScoreStep
+    from verticals.finance.fraud.step import ScoreStep
 
     made: dict[str, Any] = {
         "features": list(data.features.names),

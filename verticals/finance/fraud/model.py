@@ -1,8 +1,7 @@
 """The network: an LSTM with attention over a card's events, beside the event itself. No input or output, no loss.
 
 Two kinds of evidence are kept apart and meet as probabilities: the card's (its events, its history) and the terminal's.
-`FraudNet` reads whole chunks of histories; `ScoreStep` is the same network for one event a card, with the carried state
-as named tensors in and out, which is what ships.
+`FraudNet` reads whole chunks of histories; `step.ScoreStep` is the same network for one event a card, which is what ships.
 
 Legend: B card, L event, F feature, H hidden, T remembered state, K member.
 """
@@ -11,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any, cast
 
 import torch
 from pydantic import Field
@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from core.config import Config
-from core.contract import TensorSpec
 from core.nn.encoding import PiecewiseLinear
 from core.nn.sequence import RecallLSTM, RecallState
 
@@ -90,6 +89,9 @@ class FraudNet(nn.Module):
         """
         super().__init__()
         self.config, self.num_features = config, len(columns)
+        self.changes = 0
+        """Rises where weights may have changed: when others are loaded, and between training and evaluation."""
+        self.register_load_state_dict_post_hook(_count_change)
         sides = {
             "card": [i for i, name in enumerate(columns) if not name.startswith("terminal_")],
             "terminal": [i for i, name in enumerate(columns) if not name.startswith(("customer_", "pair_"))],
@@ -141,10 +143,10 @@ class FraudNet(nn.Module):
         recalled: tuple[Tensor, RecallState] = self.history(self.embed(self._own(features)), time, state, lengths)
         return recalled
 
-    def step(self, features: Tensor, time: Tensor, state: RecallState) -> tuple[Tensor, RecallState]:
-        """`forward` for one event of each card, [B, F] features and [B] time -> [B, K] logits; a test proves them equal."""
-        recalled, state = self.history.step(self.embed(self._own(features)), time, state)
-        return self.weigh(features, recalled), state
+    def train(self, mode: bool = True) -> FraudNet:
+        """Sets training or evaluation mode."""
+        self.changes += mode != self.training
+        return super().train(mode)
 
     def _own(self, features: Tensor) -> Tensor:
         limit = self.encoding.limit
@@ -167,41 +169,11 @@ class FraudNet(nn.Module):
         return flat
 
 
+def _count_change(net: nn.Module, keys: Any) -> None:
+    net.changes = cast(FraudNet, net).changes + 1
+
+
 def pooled(logits: Tensor) -> Tensor:
     """[..., K] logits of members -> [...] logit of their mean probability."""
     yes, no = (torch.logsumexp(F.logsigmoid(sign * logits), dim=-1) for sign in (1, -1))
     return yes - no
-
-
-class ScoreStep(nn.Module):
-    """One event of each of B cards: what a Session runs. Tensors only, no control flow that depends on data."""
-
-    def __init__(self, net: FraudNet) -> None:
-        super().__init__()
-        self.net = net
-        config = net.config
-        shapes: dict[str, tuple[tuple[int | str, ...], str]] = {
-            "hidden": (("B", config.num_hidden), "float32"),
-            "cell": (("B", config.num_hidden), "float32"),
-            "memory": (("B", config.num_states, config.num_hidden), "float32"),
-            "times": (("B", config.num_states), "float64"),
-            "count": (("B",), "int64"),
-        }
-        self.state = tuple(TensorSpec(name, shape, dtype) for name, (shape, dtype) in shapes.items())
-        """The carried tensors, in the order of `RecallState`; a card never seen starts with zeros."""
-        self.inputs = (
-            TensorSpec("features", ("B", net.num_features)),
-            TensorSpec("time", ("B",), "float64"),
-            *self.state,
-        )
-        """What `forward` takes, in order. `time` is in days."""
-        self.outputs = (
-            TensorSpec("logit", ("B",)),
-            *(TensorSpec(f"new_{spec.name}", spec.shape, spec.dtype) for spec in self.state),
-        )
-        """What `forward` gives, in order: `new_hidden` is the next event's `hidden`, and so on."""
-
-    def forward(self, features: Tensor, time: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
-        """[B, F] features, [B] time and the state's tensors -> [B] logit and the new state's tensors."""
-        logits, carried = self.net.step(features, time, RecallState(*state))
-        return pooled(logits), *carried

@@ -1,16 +1,19 @@
-"""The network for one event (`step`, which ships) beside the network for chunks (`forward`, which trains): the same numbers."""
+"""The network for one event (`ScoreStep`, which ships) beside the network for chunks (`forward`, which trains): the same numbers."""
 
 from __future__ import annotations
+
+from copy import deepcopy
 
 import numpy as np
 import pytest
 import torch
 
 from core.inference.session import TorchSession
-from core.nn.sequence import RecallLSTM
+from core.nn.sequence import RecallState
 from verticals.finance.fraud.events import DAY
-from verticals.finance.fraud.model import FraudNet, ModelConfig, ScoreStep, pooled
+from verticals.finance.fraud.model import FraudNet, ModelConfig, pooled
 from verticals.finance.fraud.states import CardStates, StateLayout
+from verticals.finance.fraud.step import ScoreStep
 
 SIZES = ModelConfig(num_bins=3, num_embedding=12, num_hidden=10, num_states=5, num_evidence=16, num_members=3)
 COLUMNS = ["amount", "customer_a", "customer_b", "pair_a", "terminal_a", "terminal_b", "mcc=5411"]
@@ -29,31 +32,71 @@ def test_event_by_event_equals_the_whole_history(num_heads: int) -> None:
     net = made(num_heads=num_heads)
     features = torch.randn(4, 13, 7)
     days = 17_000 + torch.rand(4, 13, dtype=torch.float64).cumsum(1)
+    step = ScoreStep(net)
     with torch.inference_mode():
         whole, end = net(features, days, net.initial(4))
         assert whole.shape == (4, 13, 3)
         state, singly = net.initial(4), []
         for k in range(13):
-            logit, state = net.step(features[:, k], days[:, k], state)
+            logit, *carried = step(features[:, k], days[:, k], *state)
+            state = RecallState(*carried)
             singly.append(logit)
-    torch.testing.assert_close(torch.stack(singly, 1), whole, atol=1e-5, rtol=0)
+    torch.testing.assert_close(torch.stack(singly, 1), pooled(whole), atol=1e-5, rtol=0)
     for mine, its in zip(state, end, strict=True):
         torch.testing.assert_close(mine, its, atol=1e-5, rtol=0)
+    session = TorchSession(step)
+    states = CardStates(StateLayout(session))
+    for card in range(4):
+        times, rows = (days[card].numpy() * DAY).round().astype(np.int64), features[card].numpy()
+        for k in range(13):  # one card at a time: the session's way for single rows
+            logit = states.advance(session, np.array([card]), times[k : k + 1], rows[k : k + 1])
+            assert logit[0] == pytest.approx(float(pooled(whole)[card, k]), abs=1e-5)
+    kept = np.stack([np.frombuffer(row, np.uint8) for _, row in states.items()])
+    for one, its in zip(states.layout.arrays(kept).values(), end, strict=True):
+        np.testing.assert_allclose(one, its, atol=1e-5)
 
 
-def test_a_step_has_the_gradient_of_forward() -> None:
-    torch.manual_seed(1)
-    recall = RecallLSTM(6, 8, num_states=3)
-    inputs, days = torch.randn(2, 6), torch.full((2,), 5.0, dtype=torch.float64)
-    _, state = recall(torch.randn(2, 2, 6), torch.tensor([[1.0, 2.0]] * 2, dtype=torch.float64), recall.initial(2))
-    grads = []
-    for way in (lambda: recall.step(inputs, days, state)[0], lambda: recall(inputs[:, None], days[:, None], state)[0]):
-        recall.zero_grad()
-        way().sum().backward(retain_graph=True)
-        grads.append([parameter.grad.clone() for parameter in recall.parameters() if parameter.grad is not None])
-    assert len(grads[0]) == len(list(recall.parameters()))
-    for one, other in zip(*grads, strict=True):
-        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
+def differ(step: ScoreStep) -> float:
+    """Largest difference between a step and its network, now."""
+    net, features, days = step.net, torch.randn(9, 7), torch.full((9,), 17_000.0, dtype=torch.float64)
+    with torch.inference_mode():
+        whole, _ = net(features[:, None], days[:, None], net.initial(9))
+        wanted = pooled(whole[:, 0])
+        together = float((step(features, days, *net.initial(9))[0] - wanted).abs().max())
+    start = {spec.name: part.numpy() for spec, part in zip(step.state, net.initial(1), strict=True)}
+    alone = [step.one({"features": row[None], "time": np.array([17_000.0]), **start}) for row in features.numpy()]
+    return max(together, *(abs(float(one["logit"][0]) - float(want)) for one, want in zip(alone, wanted, strict=True)))
+
+
+def test_a_step_is_never_left_behind_by_its_weights() -> None:
+    step, other = ScoreStep(made()), made()
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.mul_(1.5)
+    assert differ(step) < 1e-5
+    step.net.load_state_dict(other.state_dict())
+    assert differ(step) < 1e-5
+    step.load_state_dict(ScoreStep(made()).state_dict())
+    assert differ(step) < 1e-5
+    copied = deepcopy(step)
+    copied.net.load_state_dict(other.state_dict())
+    assert differ(copied) < 1e-5
+    assert differ(step) < 1e-5
+    step.train()
+    with torch.no_grad():
+        step.net.of_card.first.weight.mul_(2)
+        step.net.encoding.fit(torch.randn(300, 7) * 3, torch.rand(300) < 0.1)
+    assert differ(step.eval()) < 1e-5
+
+
+def test_logits_far_from_zero_keep_their_size() -> None:
+    """Members as sure as they can be: no infinity, no NaN."""
+    net = made()
+    for sign in (-1, 1):
+        with torch.no_grad():
+            for side in (net.of_card, net.of_terminal):
+                side.bias.fill_(sign * 60.0)
+        assert differ(ScoreStep(net)) < 1e-3
 
 
 def test_the_step_exports_with_a_free_number_of_cards() -> None:
@@ -73,6 +116,7 @@ def test_the_step_exports_with_a_free_number_of_cards() -> None:
 
 def test_weights_files_do_not_hold_what_the_sizes_decide() -> None:
     assert "history.mask" not in made().state_dict()
+    assert {name.partition(".")[0] for name in ScoreStep(made()).state_dict()} == {"net"}
 
 
 def test_a_lone_event_equals_its_place_in_a_batch() -> None:
