@@ -37,8 +37,9 @@ CAUSES = (
 """Prefix of a feature's name -> the cause it speaks for; the first that fits."""
 
 
-MOST_MEMBERS = 48
-"""Features of a cause that are hidden alone to find the most telling one: those furthest from their usual value."""
+MOST_MEMBERS = 16
+"""Features of a cause that are hidden alone to find the most telling one: of each statistic the window furthest from its
+usual value, then of each the second, and so on."""
 
 
 class Effect(NamedTuple):
@@ -57,6 +58,11 @@ def cause_of(name: str) -> str:
     return next((cause for prefix, cause in CAUSES if name.startswith(prefix)), name.split("=")[0])
 
 
+def _family(name: str) -> str:
+    """The name without its window: the same statistic in other windows is of the same family."""
+    return name.rpartition("_")[0] or name
+
+
 class Occlusion:
     """Effects of causes and past events on one score."""
 
@@ -70,6 +76,8 @@ class Occlusion:
         self.causes: dict[str, NDArray[np.int64]] = {}
         for cause in dict.fromkeys(cause_of(name) for name in names):
             self.causes[cause] = np.array([i for i, name in enumerate(names) if cause_of(name) == cause])
+        families = {family: place for place, family in enumerate(dict.fromkeys(map(_family, names)))}
+        self._families = np.array([families[_family(name)] for name in names])
         self._masks = np.zeros((len(self.causes), len(names)), bool)
         for mask, features in zip(self._masks, self.causes.values(), strict=True):
             mask[features] = True
@@ -114,8 +122,7 @@ class Occlusion:
         members = {}
         for effect in found:
             if effect.cause in self.causes:
-                own = self.causes[effect.cause]
-                members[effect.cause] = own[np.argsort(-off[own], kind="stable")[:MOST_MEMBERS]]
+                members[effect.cause] = self.candidates(effect.cause, off)
         if not members:
             return found
         places = np.concatenate(list(members.values()))
@@ -133,6 +140,14 @@ class Occlusion:
                 effect = effect._replace(place=int(own[best]))
             told.append(effect)
         return told
+
+    def candidates(self, cause: str, off: NDArray[np.float32]) -> NDArray[np.int64]:
+        """Features of a cause to hide alone: of each family the furthest off first; `off` is [F], how far each is from usual."""
+        own = self.causes[cause]
+        order = own[np.lexsort((-off[own], self._families[own]))]
+        family = self._families[order]
+        rank = np.arange(len(order)) - np.searchsorted(family, family)
+        return order[np.lexsort((-off[order], rank))[:MOST_MEMBERS]]
 
     def _logits(self, variants: NDArray[np.float32], day: float, states: Arrays) -> NDArray[np.float64]:
         results = self.session({"features": variants, "time": np.full(len(variants), day), **states})
