@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 APPLICATION = "finance.fraud"
 MAX_BATCH = 10_000
-SLICE = 256
+SLICE = 512
 """Transactions of a large batch that are answered before single ones get their turn."""
 
 Outcome = Decision | DataError

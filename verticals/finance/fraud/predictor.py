@@ -27,6 +27,7 @@ from verticals.finance.fraud import store as stores
 from verticals.finance.fraud.config import FraudConfig
 from verticals.finance.fraud.events import DAY, Events
 from verticals.finance.fraud.explain import Effect, Occlusion
+from verticals.finance.fraud.explain_many import effects_of_many
 from verticals.finance.fraud.features import Features
 from verticals.finance.fraud.features_event import History
 from verticals.finance.fraud.pasts import NONE, Pasts, Remembered, sides
@@ -41,7 +42,7 @@ MAX_ATTEMPTS = 8
 
 
 class Scores(NamedTuple):
-    """Answers to a chunk of a file. N event."""
+    """Answers to a chunk of a file."""
 
     ids: NDArray[Any]
     events: Events
@@ -272,12 +273,12 @@ class FraudPredictor:
         logits: NDArray[np.float64],
     ) -> dict[int, list[Effect]]:
         """What moved the scores of these rows."""
-        most = self.config.decision.num_reasons
-        found = {}
-        for row in rows.tolist():
-            met = {name: array[row : row + 1] for name, array in before.items()}
-            found[row] = self.occlusion(features[row], time[row] / DAY, met, float(logits[row]), most)
-        return found
+        most, met = self.config.decision.num_reasons, {name: array[rows] for name, array in before.items()}
+        if len(rows) == 1:
+            row = int(rows[0])
+            return {row: self.occlusion(features[row], time[row] / DAY, met, float(logits[row]), most)}
+        found = effects_of_many(self.occlusion, features[rows], time[rows] / DAY, met, logits[rows], most)
+        return dict(zip(rows.tolist(), found, strict=True))
 
     def _reason(
         self, effect: Effect, item: _Fresh, raw: NDArray[np.float64], pasts: Mapping[stores.Key, Remembered]
@@ -289,20 +290,17 @@ class FraudPredictor:
                 time, amount = event.time, event.amount
             else:
                 past, back = pasts["customer", item.event.customer].past, effect.place - item.rank
-                if back > len(past.time):  # older than the horizon, yet still in the network's memory
-                    return reason
+                if back > len(past.time):
+                    return reason  # older than the horizon, yet still in the network's memory
                 time, amount = int(past.time[-back]), float(past.amount[-back])
             return reason.model_copy(update={"time": datetime.fromtimestamp(time / 1e6, UTC), "amount": amount})
         name = self.columns[effect.place]
-        if effect.place < len(self.features):
-            return Reason(
-                cause=effect.cause,
-                effect=effect.effect,
-                feature=name,
-                value=float(raw[effect.place]),
-                usual=float(self.usual_raw[effect.place]),
-            )
-        return Reason(cause=effect.cause, effect=effect.effect, feature=name)
+        value, usual = (
+            (float(column[effect.place]) for column in (raw, self.usual_raw))
+            if effect.place < len(self.features)
+            else (None, None)
+        )
+        return Reason(cause=effect.cause, effect=effect.effect, feature=name, value=value, usual=usual)
 
     def _commit(
         self,
@@ -396,10 +394,8 @@ class FraudPredictor:
         """
         if self.store is None:
             raise ArtifactError("this predictor has no store to warm up from")
-        replayed = 0
         while True:
             try:
-                replayed += catch_up(self.scorer, self.store, self.version, progress)
-                return replayed
+                return catch_up(self.scorer, self.store, self.version, progress)
             except stores.Stale:  # another worker was faster: go on from where the version is now
                 continue

@@ -96,7 +96,9 @@ def test_a_batch_is_what_its_transactions_are_one_by_one(model: Trained, new_sto
     stores = new_store(), new_store()
     singly, together = (told(model, store, chunk) for store in stores)
     for predictor in (singly, together):  # this model forgets: have past events named all the same
-        predictor.occlusion = lambda *given: [Effect("past event", back, given[3]) for back in (1, 2, 5)]
+        predictor._effects = lambda rows, *given: {
+            row: [Effect("past event", back, given[-1][row]) for back in (1, 2, 5)] for row in rows.tolist()
+        }
     order = sorted(range(len(sent)), key=lambda place: sent[place].time)
     one: dict[int, Any] = {place: singly([sent[place]])[0] for place in order}
     many = together(sent)
