@@ -57,17 +57,17 @@ HUNDRED = FeatureConfig(
 SIDES: tuple[Entity, ...] = ("customer", "terminal")
 SETS: tuple[Literal["default", "wide"], ...] = ("default", "wide")
 SYNCHRONOUS: tuple[Literal["normal", "full"], ...] = ("normal", "full")
-CARD_EVENTS, TERMINAL_EVENTS, PAIRS = 120, 600, 24
-"""Events of each card and terminal in 30 days (4 and 20 a day), and how many such cards take turns."""
+CARD_EVENTS, TERMINAL_EVENTS = 120, 600
+"""Events of each card and terminal in 30 days (4 and 20 a day)."""
 
 
 # -- one event ---------------------------------------------------------------------------------------------------------
 
 
-def pasts(rng: np.random.Generator) -> Events:
-    """Thirty days in which card k (0 to PAIRS) pays often, a quarter of it at terminal k, where others pay too."""
+def pasts(rng: np.random.Generator, pairs: int) -> Events:
+    """Thirty days in which card k (0 to `pairs`) pays often, a quarter of it at terminal k, where others pay too."""
     parts = []
-    for pair in range(PAIRS):
+    for pair in range(pairs):
         others = TERMINAL_EVENTS - CARD_EVENTS // 4
         card = np.r_[np.full(CARD_EVENTS, pair), rng.integers(1_000, 9_000, others)]
         place = np.arange(CARD_EVENTS)
@@ -99,7 +99,9 @@ def untrained(config: FeatureConfig, events: Events) -> tuple[Any, dict[str, Any
         "calibration": Calibration().model_dump(),
         "threshold": 0.5,
     }
-    return FraudConfig(features=config), constants, TorchSession(ScoreStep(FraudNet(ModelConfig(), features.names)))
+    net = FraudNet(ModelConfig(), features.names)
+    net.encoding.fit(torch.from_numpy(columns[::6]), torch.arange(len(columns[::6])) % 10 == 0)
+    return FraudConfig(features=config), constants, TorchSession(ScoreStep(net))
 
 
 def history_of(events: Events, side: Literal["customer", "terminal"], code: int, memory: int) -> History:
@@ -113,7 +115,8 @@ def one_event(quick: bool, folder: Path) -> list[Record]:
     from verticals.finance.fraud.store import Chunk
     from verticals.finance.fraud.store_embedded import EmbeddedStore
 
-    plain = pasts(np.random.default_rng(0))
+    pairs = 6 if quick else 24  # cards that take turns
+    plain = pasts(np.random.default_rng(0), pairs)
     known = {code: key_code(str(code)) for code in np.unique(np.r_[plain.customer, plain.terminal]).tolist()}
     customer, terminal = (
         np.array([known[code] for code in column.tolist()]) for column in (plain.customer, plain.terminal)
@@ -125,7 +128,7 @@ def one_event(quick: bool, folder: Path) -> list[Record]:
         made, constants, session = untrained(config, events)
         bare = FraudPredictor(made, constants, session)
         size = f"{len(bare.features):,} features"
-        codes = np.array([known[pair] for pair in range(PAIRS)])
+        codes = np.array([known[pair] for pair in range(pairs)])
         ways[f"{size}: features and network, histories given"] = _given(bare, events, codes)
         for synchronous in SYNCHRONOUS:
             store = EmbeddedStore(folder / f"{len(bare.features)}-{synchronous}.sqlite", synchronous=synchronous)
@@ -133,7 +136,7 @@ def one_event(quick: bool, folder: Path) -> list[Record]:
             store.load([Chunk([str(row) for row in range(len(events))], events)], source="history")
             predictor = FraudPredictor(made, constants, session, store=store)
             predictor.warm()
-            ways[f"{size}: with the store (read and commit), synchronous={synchronous}"] = _asked(predictor)
+            ways[f"{size}: with the store (read and commit), synchronous={synchronous}"] = _asked(predictor, pairs)
         ways[f"{size}: three reasons, apart"] = _explained(bare)
     gc.collect()
     gc.freeze()
@@ -168,7 +171,7 @@ def _given(bare: FraudPredictor, events: Events, codes: NDArray[np.int64]) -> Ca
 
     def way() -> object:
         number = next(turn)
-        pair, now = number % PAIRS, TODAY + number * 1_000_000
+        pair, now = number % len(codes), TODAY + number * 1_000_000
         raw = bare.features.event(now, 30.0, int(codes[pair]), cards[pair], terminals[pair])
         scaled = bare.pipeline.transform_block(raw[:, None].astype(np.float32), names, {})
         logit = states.advance(bare.session, codes[pair : pair + 1], np.array([now]), scaled)
@@ -177,7 +180,7 @@ def _given(bare: FraudPredictor, events: Events, codes: NDArray[np.int64]) -> Ca
     return way
 
 
-def _asked(predictor: FraudPredictor) -> Callable[[], object]:
+def _asked(predictor: FraudPredictor, pairs: int) -> Callable[[], object]:
     """A request as the service hands it on; a threshold that no score reaches keeps reasons out."""
     from verticals.finance.fraud.requests import Decision, Transaction
 
@@ -188,8 +191,8 @@ def _asked(predictor: FraudPredictor) -> Callable[[], object]:
         sent = Transaction(
             transaction_id=f"new-{number}",
             time=datetime.fromtimestamp((TODAY + number * 1_000_000) / 1e6, UTC),
-            customer=str(number % PAIRS),
-            terminal=str(number % PAIRS),
+            customer=str(number % pairs),
+            terminal=str(number % pairs),
             amount=30.0,
         )
         (answer,) = predictor([sent], explain="alerts", threshold=2.0)

@@ -92,12 +92,12 @@ class ScoreStep(nn.Module):
                 self._fold()
         embedded = F.silu(torch.addmm(self._embed_bias, features.clamp(-self._limit, self._limit), self._embed))
         recalled, carried = self._history(embedded, time, RecallState(*state))
+        return self.weigh(features, recalled), *carried
+
+    def weigh(self, features: Tensor, recalled: Tensor) -> Tensor:
+        """[B, F] and [B, R] -> [B] logit of the members' mean probability: `FraudNet.weigh` and `pooled` in one."""
         first = self._first(features)
         first.select(1, 0).addmm_(recalled, self._recalled)
-        return self._answer(first), *carried
-
-    def _answer(self, first: Tensor) -> Tensor:
-        """[B, S, E] first layers -> [B] logit of the members' mean probability; `FraudNet.weigh` and `pooled` in one."""
         batch, num_sides, width = first.shape
         hidden = F.silu(first).transpose(0, 1).unsqueeze(1) * self._spread  # [S, K, B, E]
         hidden = torch.baddbmm(self._second_bias, hidden.reshape(num_sides, -1, width), self._second)
