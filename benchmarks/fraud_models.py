@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from sklearn.ensemble import RandomForestClassifier
 
 from core.data.samplers import SamplerConfig, TimeSeriesSampler
 from core.data.transforms import FeatureScaler
@@ -26,6 +27,7 @@ from verticals.finance.fraud.task import Batch, FraudTask, LossConfig
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
+Weights = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -44,10 +46,12 @@ class Fold:
 class Recipe:
     """How the network is trained; `default` is what the README's figures are of."""
 
-    model: ModelConfig = field(default_factory=lambda: ModelConfig(num_bins=12, dropout=0.1, input_dropout=0.1))
+    model: ModelConfig = field(default_factory=ModelConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     sampler: SamplerConfig = field(default_factory=lambda: SamplerConfig(batch_size=64, chunk=32, context=16, span=48))
     epochs: int = 4
+    taught_days: int = 0
+    """Days before the training days on which a forest speaks, see `network`; 0 is without."""
     optim: OptimConfig = field(default_factory=lambda: OptimConfig(lr=2e-3, weight_decay=0.3, warmup=0.1, average=0.99))
     seed: int = 0
 
@@ -55,11 +59,8 @@ class Recipe:
 HISTORY_DAYS = 28
 """Days before the test in which a card's state is built up."""
 
-TAUGHT_DAYS = 28
-"""Days before the training days on which a teacher speaks."""
-
-RARE = 0.1
-"""A target of at least this counts as rare for the sampler (a label is 1, a teacher's is a probability)."""
+RARE = 0.5
+"""A target above this counts as rare for the sampler: a label is 0 or 1, a forest's a probability."""
 
 SCALER_ROWS = 100_000
 """Training rows that scaler and encoding are fitted on, at most; every fraud among them."""
@@ -96,7 +97,7 @@ class _Chunks:
             recipe.sampler,
             time=events.time[first:end],
             group=events.customer[first:end],
-            label=(target[first:end] >= RARE).astype(np.int8),
+            label=(target[first:end] > RARE).astype(np.int8),
             cutoff=fold.cutoff,
             begin=begin,
         )
@@ -128,14 +129,11 @@ def network(
     table: NDArray[np.float32],
     events: Events,
     fold: Fold,
-    *,
-    teacher: Any = None,
 ) -> tuple[Floats, FraudNet, FeatureScaler]:
     """Trains the network -> [n] logits of the held rows, the network and its scaler.
 
-    Args:
-        teacher: a fitted classifier of the same fold. The network then also learns the teacher's probabilities for the
-            `TAUGHT_DAYS` before the training days, whose own labels it never sees.
+    With `taught_days` its targets are the probabilities of a random forest that was fitted on the same training labels:
+    out of bag on the training days, and on so many days before them, whose own labels neither ever sees.
     """
     generator = np.random.default_rng(recipe.seed)
     rows = fold.train
@@ -143,8 +141,7 @@ def network(
         kept = generator.random(len(rows)) < SCALER_ROWS / len(rows)
         rows = rows[kept | (events.fraud[rows] == 1)]
     scaler = FeatureScaler("log_standard").fit(table[rows].T, names)
-    start = int(events.time[fold.train[0]])
-    begin = start if teacher is None else start - TAUGHT_DAYS * DAY
+    begin = int(events.time[fold.train[0]]) - recipe.taught_days * DAY
     context = begin - HISTORY_DAYS * DAY
     first, end = (int(np.searchsorted(events.time, at)) for at in (context, fold.cutoff))
     scaled = _scaled(scaler, table[first:end])
@@ -152,11 +149,13 @@ def network(
     net = FraudNet(recipe.model, names)
     net.encoding.fit(torch.from_numpy(scaled[rows - first]), torch.from_numpy(events.fraud[rows] == 1))
     task = FraudTask(net, recipe.loss)
-    target = np.zeros(len(events), np.float32)
-    target[fold.train] = events.fraud[fold.train] == 1
-    if teacher is not None:
-        taught = np.flatnonzero((events.time >= begin) & (events.time < start))
-        target[taught] = teacher.predict_proba(table[taught])[:, 1]
+    target = (events.fraud == 1).astype(np.float32)
+    if recipe.taught_days:
+        forest = RandomForestClassifier(200, max_depth=12, oob_score=True, random_state=recipe.seed)
+        forest.fit(table[fold.train], events.fraud[fold.train])
+        target[fold.train] = np.nan_to_num(forest.oob_decision_function_[:, 1])
+        taught = np.flatnonzero((events.time >= begin) & (events.time < events.time[fold.train[0]]))
+        target[taught] = forest.predict_proba(table[taught])[:, 1]
     data = _Chunks(events, scaled, first, fold, begin, target, recipe)
     with Log(None) as log:
         fit(
@@ -176,10 +175,11 @@ def read(
     events: Events,
     wanted: Ints,
     *,
+    logits_too: bool = True,
     cards: int = 256,
     chunk: int = 64,
 ) -> tuple[Floats, NDArray[np.float32]]:
-    """[n] logits and [n, H] hidden states of the wanted rows, in their order.
+    """[n] logits (zeros unless `logits_too`) and [n, H] hidden states of the wanted rows, in their order.
 
     Each card's events are read in order from `HISTORY_DAYS` before the first wanted row, the state carried.
     """
@@ -193,7 +193,7 @@ def read(
     order = np.argsort(-length, kind="stable")
     place_of = np.full(len(events), -1, np.int64)
     place_of[wanted] = np.arange(len(wanted))
-    logits, hidden = np.empty(len(wanted)), np.empty((len(wanted), net.config.num_hidden), np.float32)
+    logits, hidden = np.zeros(len(wanted)), np.empty((len(wanted), net.config.num_hidden), np.float32)
     with torch.inference_mode():
         for batch in (order[start : start + cards] for start in range(0, len(order), cards)):
             state = net.initial(len(batch))
@@ -203,27 +203,37 @@ def read(
                 here = rows[np.minimum(at, len(rows) - 1)]
                 features = _scaled(scaler, table[here.ravel()]).reshape(*here.shape, -1)
                 times = torch.from_numpy(events.time[here] / DAY)
-                recalled, state = net.history(
-                    net.embed(net._own(torch.from_numpy(features))), times, state, torch.from_numpy(size)
-                )
+                recalled, state = net.recall(torch.from_numpy(features), times, state, torch.from_numpy(size))
                 real = (np.arange(chunk) < size[:, None]) & (place_of[here] >= 0)
                 chosen = recalled[torch.from_numpy(real)]
                 places = place_of[here[real]]
-                logits[places] = pooled(net.weigh(torch.from_numpy(features[real]), chosen)).numpy()
+                if logits_too:
+                    logits[places] = pooled(net.weigh(torch.from_numpy(features[real]), chosen)).numpy()
                 hidden[places] = chosen[:, : net.config.num_hidden].numpy()
     return logits, hidden
 
 
 def stacked(
-    model: Any, net: FraudNet, scaler: FeatureScaler, table: NDArray[np.float32], events: Events, fold: Fold
+    model: Any,
+    net: FraudNet,
+    scaler: FeatureScaler,
+    table: NDArray[np.float32],
+    events: Events,
+    fold: Fold,
+    weight: Weights | None = None,
 ) -> Floats:
     """Trees on the features and the network's hidden state -> [n] logits of the held rows.
 
     Not on its logit: that has learned the training labels, and trees would trust it too much.
+
+    Args:
+        weight: [N] of the training rows; those of weight 0 are left out.
     """
-    parts = [np.c_[table[rows], read(net, scaler, table, events, rows)[1]] for rows in (fold.train, fold.held.rows)]
-    model.fit(parts[0], events.fraud[fold.train])
-    return logit(model.predict_proba(parts[1])[:, 1])
+    used = slice(None) if weight is None else weight > 0
+    train = np.c_[table[fold.train], read(net, scaler, table, events, fold.train, logits_too=False)[1]][used]
+    model.fit(train, events.fraud[fold.train][used], sample_weight=None if weight is None else weight[used])
+    held = np.c_[table[fold.held.rows], read(net, scaler, table, events, fold.held.rows, logits_too=False)[1]]
+    return logit(model.predict_proba(held)[:, 1])
 
 
 def _scaled(scaler: FeatureScaler, table: NDArray[np.float32]) -> NDArray[np.float32]:
