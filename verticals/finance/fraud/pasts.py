@@ -10,7 +10,6 @@ from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
 from verticals.finance.fraud.events import Events, Ints
 from verticals.finance.fraud.features import Features
@@ -129,25 +128,18 @@ def sides(event: Event) -> tuple[Key, Key]:
     return ("customer", event.customer), ("terminal", event.terminal)
 
 
-def joined(pasts: Mapping[Key, Past]) -> tuple[Events, Ints]:
-    """Every event of these pasts once, in time order, ties in the order of arrival; and their numbers."""
-    parts = []
-    given: tuple[Side, Side] = ("customer", "terminal")
-    for side in given:
-        own = [(key[1], past) for key, past in pasts.items() if key[0] == side and len(past.time)]
-        if own:
-            code = np.repeat([code for code, _ in own], [len(past.time) for _, past in own])
-            time, amount, other, fraud, seq = (
-                np.concatenate(column) for column in zip(*(past[:5] for _, past in own), strict=True)
-            )
-            customer, terminal = (code, other) if side == "customer" else (other, code)
-            parts.append((Events(time, customer, terminal, amount, fraud), seq))
-    if not parts:
+def joined(side: Side, pasts: Mapping[Key, Past]) -> tuple[Events, Ints]:
+    """The events of one side's pasts in time order, each past's ties in the order of arrival; and their numbers."""
+    own = [(key[1], past) for key, past in pasts.items() if key[0] == side and len(past.time)]
+    if not own:
         return NONE, np.zeros(0, np.int64)
-    events = Events.joined([part for part, _ in parts])
-    seqs, places = np.unique(np.concatenate([seq for _, seq in parts]), return_index=True)
-    order: NDArray[np.int64] = np.argsort(events.time[places], kind="stable")
-    return events.rows(places[order]), seqs[order]
+    code = np.repeat([code for code, _ in own], [len(past.time) for _, past in own])
+    time, amount, other, fraud, seq = (
+        np.concatenate(column) for column in zip(*(past[:5] for _, past in own), strict=True)
+    )
+    customer, terminal = (code, other) if side == "customer" else (other, code)
+    order = np.argsort(time, kind="stable")
+    return Events(time, customer, terminal, amount, fraud).rows(order), seq[order]
 
 
 NONE = Events(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0), np.zeros(0, np.int8))

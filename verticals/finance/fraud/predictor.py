@@ -110,8 +110,6 @@ class FraudPredictor:
         per_event = 8 * len(self.features) + 4 * len(self.columns) + 2 * self.layout.nbytes
         return Estimate(per_event * len(requests), 2e-3 * len(requests) + 1e-6 * len(self.columns) * len(requests))
 
-    # -- one request -------------------------------------------------------------------------------------------------
-
     def __call__(
         self,
         requests: Sequence[Transaction],
@@ -197,7 +195,7 @@ class FraudPredictor:
         if not events or self._pasts is None:
             return {}
         since = min(event.time for event in events) - self.features.horizon
-        return self._pasts.read((key for event in events for key in sides(event)), since)
+        return self._pasts.read([key for event in events for key in sides(event)], since)
 
     def _event(self, request: Transaction) -> stores.Event:
         wanted = {*self.config.data.numeric, *self.config.data.categorical}
@@ -363,8 +361,6 @@ class FraudPredictor:
             states, before = CardStates(self.layout), self.layout.zeros(1)
             logit = states.advance(self.session, np.zeros(1, np.int64), np.array([time]), features, before)
             self.occlusion(features[0], time / DAY, before, float(logit[0]), self.config.decision.num_reasons)
-
-    # -- many events -------------------------------------------------------------------------------------------------
 
     def stream(self, chunks: Iterable[tuple[NDArray[Any], Events, Mapping[str, NDArray[Any]]]]) -> Iterator[Scores]:
         """Scores a file's rows in time order, from nothing remembered; memory holds the horizon's events, never the file.

@@ -14,7 +14,7 @@ from verticals.finance.fraud import store as stores
 from verticals.finance.fraud.events import Events
 from verticals.finance.fraud.features_event import History
 from verticals.finance.fraud.pasts import NONE, joined
-from verticals.finance.fraud.scorer import Scorer, slices
+from verticals.finance.fraud.scorer import SIDES, Scorer, slices
 from verticals.finance.fraud.states import CardStates
 
 FEW, MAX_STEP = 256, 10_000
@@ -83,8 +83,11 @@ def _together(
     seqs, events, extras = _in_time_order(replays)
     keys: list[stores.Key] = [("customer", code) for code in np.unique(events.customer).tolist()]
     keys += [("terminal", code) for code in np.unique(events.terminal).tolist()]
-    past, numbers = joined(store.pasts(keys, int(events.time[0]) - scorer.features.horizon))
-    features = scorer.scaled(scorer.among(past.rows(numbers < seqs.min()), events), scorer.extra(extras))
+    found, others = store.pasts(keys, int(events.time[0]) - scorer.features.horizon), {}
+    for side in SIDES:
+        past, numbers = joined(side, found)
+        others[side] = past.rows(numbers < seqs.min())
+    features = scorer.scaled(scorer.among(others, events), scorer.extra(extras))
     states.advance(scorer.session, events.customer, events.time, features)
     progress(len(events), len(events))
 

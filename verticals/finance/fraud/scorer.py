@@ -19,10 +19,9 @@ from verticals.finance.fraud.events import Events
 from verticals.finance.fraud.features import Features
 from verticals.finance.fraud.pasts import Remembered, joined, sides
 from verticals.finance.fraud.states import CardStates, StateLayout
-from verticals.finance.fraud.store import Event, Key
+from verticals.finance.fraud.store import Event, Key, Side
 
-FEW = 3
-"""Events whose features are computed one by one; of more, a table of them and their pasts is faster."""
+SIDES: tuple[Side, Side] = ("customer", "terminal")
 
 
 class Scorer:
@@ -32,6 +31,14 @@ class Scorer:
         self.features, self.pipeline, self.session = features, pipeline, session
         self.extra_names = (*data.numeric, *data.categorical)
         self.layout = StateLayout(session)
+        self.few = 4 + len(features) // 100
+        """Events whose features are computed one by one: a table costs what its columns cost, however few its rows."""
+        self._sides: list[tuple[Side, Features, NDArray[np.int64]]] = []
+        """Of cards and of terminals: the features that need no others' events, and their places among all."""
+        for side in SIDES:
+            blocks = [block for block in features.blocks if (block.entity == "terminal") == (side == "terminal")]
+            part = Features(features.config, blocks)
+            self._sides.append((side, part, np.array([features.names.index(name) for name in part.names])))
         self.rows_at_once = max(1024, 64_000_000 // len(pipeline.feature_names))
         """Events whose features fit about 256 MB."""
 
@@ -49,27 +56,33 @@ class Scorer:
     def raw(self, events: Sequence[Event], pasts: Mapping[Key, Remembered]) -> NDArray[np.float64]:
         """[F, N] raw features of N new events in time order, from the pasts of their cards and terminals."""
         keys = [key for event in events for key in sides(event)]
-        if len(events) == 1 or (len(events) <= FEW and len(set(keys)) == len(keys)):
+        if len(events) == 1 or (len(events) <= self.few and len(set(keys)) == len(keys)):
             rows = []
             for event in events:
                 card, terminal = (pasts[key].history(event.time, self.features.memory) for key in sides(event))
                 rows.append(self.features.event(event.time, event.amount, event.terminal, card, terminal))
             return np.stack(rows, axis=1)
-        others, _ = joined({key: pasts[key].past for key in keys})
-        since, until = events[0].time - self.features.horizon, events[-1].time
-        return self.among(others.rows((others.time > since) & (others.time <= until)), columns(events))
+        found = {key: pasts[key].past for key in keys}
+        return self.among({side: joined(side, found)[0] for side in SIDES}, columns(events))
 
-    def among(self, others: Events, events: Events) -> NDArray[np.float64]:
-        """[F, N] raw features of N events that stand among others of their cards and terminals, both in time order.
+    def among(self, others: Mapping[Side, Events], events: Events) -> NDArray[np.float64]:
+        """[F, N] raw features of N events in time order that stand among others.
 
-        Of the same time, the others come first.
+        Args:
+            others: all further events of their cards, and of their terminals, in time order; of the same time, they come
+                first.
         """
-        everything = Events.joined([others, events])
-        order = np.argsort(everything.time, kind="stable")
-        wanted = order >= len(others)
-        first = int(np.argmax(wanted))
-        table = self.features.table(everything.rows(order), dtype=np.float64, first=first)
-        return table if wanted[first:].all() else table[:, wanted[first:]]  # type: ignore[return-value]
+        raw = np.empty((len(self.features), len(events)))
+        since, until = events.time[0] - self.features.horizon, events.time[-1]
+        for side, features, places in self._sides:
+            given = others[side]
+            near = given.rows(slice(*np.searchsorted(given.time, [since, until], side="right").tolist()))
+            everything = Events.joined([near, events])
+            order = np.argsort(everything.time, kind="stable")
+            wanted = order >= len(near)
+            first = int(np.argmax(wanted))
+            raw[places] = features.table(everything.rows(order), dtype=np.float64, first=first)[:, wanted[first:]]
+        return raw
 
     def advance(
         self, states: CardStates, context: Events, events: Events, extra: Mapping[str, NDArray[Any]]

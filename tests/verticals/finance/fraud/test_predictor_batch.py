@@ -163,7 +163,7 @@ def test_a_fault_leaves_nothing_of_a_batch(
     with monkeypatch.context() as patch:
         place: dict[str, tuple[object, str]] = {
             "commit": (store, "commit"),
-            "features": (predictor.features, "table"),
+            "features": (type(predictor.features), "table"),
             "network": (predictor, "session"),
         }
         patch.setattr(*place[fault], fail)

@@ -15,7 +15,7 @@ from core.errors import ArtifactError, CapacityError
 from tests.servers import free_port, running_redis
 from tests.verticals.finance.fraud.test_store import CARD, SHOP, START, chunks, event, history
 from verticals.finance.fraud.store import Event, Stale
-from verticals.finance.fraud.store_embedded import PASTS, EmbeddedStore
+from verticals.finance.fraud.store_embedded import HISTORY, PASTS, EmbeddedStore
 from verticals.finance.fraud.store_redis import RedisStore
 
 
@@ -54,8 +54,12 @@ def test_retention_decides_what_is_forgotten(tmp_path: Path) -> None:
 def test_a_past_is_read_from_its_index_alone(tmp_path: Path) -> None:
     with EmbeddedStore(tmp_path / "events.db") as store:
         store.load(chunks(history()), source="file")
-        for query in PASTS.values():
-            plan = " ".join(str(row) for row in store._journal.rows(f"EXPLAIN QUERY PLAN {query}", (1, 0, START, 9)))
+        asked = [
+            *((query, (1, 0, START, 9)) for query in HISTORY.values()),
+            *((query, ("[1]", 0)) for query in PASTS.values()),
+        ]
+        for query, parameters in asked:
+            plan = " ".join(str(row) for row in store._journal.rows(f"EXPLAIN QUERY PLAN {query}", parameters))
             assert "USING COVERING INDEX" in plan
             assert "TEMP B-TREE" not in plan
 
