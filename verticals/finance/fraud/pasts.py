@@ -101,7 +101,7 @@ class Pasts:
         known = {
             key: kept.revision
             for key in wanted
-            if (kept := self._kept.get(key)) and since - self._horizon <= kept.since <= since
+            if (kept := self._kept.get(key)) is not None and since - self._horizon <= kept.since <= since
         }
         for key, past in self._store.pasts(wanted, since, known=known).items():
             self._rows += len(past.time) - len(self._kept.get(key, ()))
@@ -118,7 +118,7 @@ class Pasts:
         for event, done in zip(events, committed, strict=True):
             if done.new:
                 for key, other in zip(sides(event), (event.terminal, event.customer), strict=True):
-                    if kept := self._kept.get(key):
+                    if (kept := self._kept.get(key)) is not None:
                         kept.add(event.time, event.amount, other, event.fraud, done.seq, revision=done.revision)
                         self._rows += 1
 
