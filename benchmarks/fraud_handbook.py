@@ -204,8 +204,8 @@ def recipe_of(regime: str, *, quick: bool, **changes: Any) -> Recipe:
     recipe = Recipe()
     sampler, epochs = recipe.sampler, recipe.epochs
     if regime == "all":
-        sampler, epochs = sampler.model_copy(update={"span": 64, "batch_size": 32}), 1
-    model = recipe.model
+        sampler, epochs = sampler.model_copy(update={"span": 64}), 3
+    model = recipe.model.model_copy(update={"input_dropout": 0.05}) if regime == "all" else recipe.model
     if quick:
         sampler, epochs = sampler.model_copy(update={"ratio": 10.0}), 1
         model = model.model_copy(update={"num_bins": 4, "num_evidence": 32, "num_members": 2})

@@ -58,7 +58,7 @@ class Bench:
     def __init__(self, source: Path, cache: Path, *, quick: bool) -> None:
         self.source, self.quick, self.cache = source, quick, cache
         self.seconds = 0.0
-        """Of fitting, of every job asked for, this time or an earlier one; a job has one core."""
+        """Processor time of fitting, of every job asked for, this time or an earlier one; a job has one core."""
         self.spent = 0.0
         """Those of this time."""
         cache.mkdir(parents=True, exist_ok=True)
@@ -149,11 +149,11 @@ def _open(source: Path, cache: Path, quick: bool) -> None:
 
 
 def _work(job: Job) -> float:
-    """Runs a job and keeps what it gives; returns its seconds."""
+    """Runs a job and keeps what it gives; returns its seconds of processor time."""
     assert _BENCH is not None
-    start = time.perf_counter()
+    start = time.process_time()
     made = job.run(_BENCH, *job.arguments)
-    seconds, path = time.perf_counter() - start, _BENCH.path(job)
+    seconds, path = time.process_time() - start, _BENCH.path(job)
     path.with_suffix(".seconds").write_text(f"{seconds:.3f}")
     _write(path, made)
     return seconds
