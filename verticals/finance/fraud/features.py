@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from core.config import Config
 from verticals.finance.fraud.events import DAY, Events, Floats, Ints, clock
 from verticals.finance.fraud.features_event import EventView, History
-from verticals.finance.fraud.features_table import EntityTable
+from verticals.finance.fraud.features_table import EntityTable, TableWindow
 
 Entity = Literal["customer", "terminal", "pair"]
 
@@ -238,11 +238,13 @@ class Features:
             if not wanted:
                 continue
             table = EntityTable(events, code, codes["pair"], self.memory, first)
+            profiles: dict[tuple[int, int], TableWindow] = {}
             for (width, delay), rows in wanted.items():
                 window = table.window(width, delay)
                 for block, row in rows:
                     if block.statistic in ("peak", "drift"):
-                        window.profile = table.profile(max(block.windows), delay)
+                        longest = max(block.windows), delay
+                        window.profile = profiles.get(longest) or profiles.setdefault(longest, table.window(*longest))
                     values = STATISTICS[block.statistic](window, block.mark)
                     np.take(values.astype(dtype), table.back, out=out[row], mode="clip")  # `clip` spares a copy
         return out

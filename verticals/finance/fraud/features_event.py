@@ -137,9 +137,9 @@ class EventWindows:
         self._sums: dict[tuple[str, str], Floats] = {}
         self._all: dict[int, Floats] = {}
 
-    @cached_property
+    @property
     def profile(self) -> Longest:
-        return Longest(self)
+        return Longest(self)  # not kept: that would be a cycle, which stays until Python collects it
 
     def current(self, mark: str) -> float:
         return self.view.marks[mark]

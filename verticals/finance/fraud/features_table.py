@@ -41,7 +41,6 @@ class EntityTable:
         self._prefixes: dict[tuple[str, int], NDArray[np.complex128]] = {}
         self._reached: dict[tuple[str, int], NDArray[np.complex128]] = {}
         self._extremes: dict[tuple[str, int], Floats] = {}
-        self._profiles: dict[tuple[int, int], TableWindow] = {}
 
     def mark(self, name: str) -> Floats:
         """[N] in the order of this table; made when first asked for."""
@@ -76,12 +75,6 @@ class EntityTable:
         """A window's bounds for every event wanted, [n]."""
         low = self._after(self.now - (width + delay))
         return TableWindow(self, low, self._after(self.now - delay) if delay else self.rows, width + delay)
-
-    def profile(self, width: int, delay: int) -> TableWindow:
-        """A window that others are held against: made once."""
-        if (width, delay) not in self._profiles:
-            self._profiles[width, delay] = self.window(width, delay)
-        return self._profiles[width, delay]
 
     @cached_property
     def _keys(self) -> list[tuple[int, Ints, slice, Ints]]:
@@ -164,10 +157,12 @@ class EntityTable:
 class TableWindow:
     """One window for every event wanted of a table: `Windows` with shapes [n]."""
 
+    profile: TableWindow
+    """Set by whoever asks for it. Never itself: a cycle would keep its arrays until Python collects them."""
+
     def __init__(self, table: EntityTable, low: Ints, high: Ints, reach: int) -> None:
         self.table, self.low, self.high, self.reach = table, low, high, reach
         self.count = (high - low).astype(np.float64)
-        self.profile = self
         self._sums: dict[tuple[str, int], Floats] = {}
         self._extremes: dict[tuple[str, int], Floats] = {}
 

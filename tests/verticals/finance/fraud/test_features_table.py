@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import gc
+
 import numpy as np
 import pytest
 
 from verticals.finance.fraud.events import DAY, Events
 from verticals.finance.fraud.features import CURRENT, STATISTICS, Block, FeatureConfig, Features
-from verticals.finance.fraud.features_event import History
+from verticals.finance.fraud.features_event import EventView, EventWindows, History
+from verticals.finance.fraud.features_table import EntityTable, TableWindow
 
 SMALL = FeatureConfig(
     customer_windows=(0.5, 3.0),
@@ -80,3 +83,20 @@ def test_the_wide_set_has_more_than_two_thousand_features_with_names_of_their_ow
     names = Features(FeatureConfig.of_size("wide")).names
     assert len(names) > 2000
     assert len(set(names)) == len(names)
+
+
+def test_what_was_computed_on_the_way_is_freed_at_once() -> None:
+    """Nothing waits for Python to collect cycles: a file's chunks would pile up, and a service does not collect."""
+    events, features = made(300), Features(SMALL.model_copy(update={"wide": False}))
+    empty = History.empty(features.memory)
+    gc.collect()
+    gc.disable()
+    try:
+        features.table(events)
+        features.event(int(events.time[-1]), 5.0, 1, empty, empty)
+        kept = [
+            item for item in gc.get_objects() if isinstance(item, (EntityTable, TableWindow, EventView, EventWindows))
+        ]
+    finally:
+        gc.enable()
+    assert kept == []
