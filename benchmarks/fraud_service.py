@@ -149,7 +149,7 @@ def bounded_memory(quick: bool, folder: Path) -> list[Record]:
     )
     rows: list[Record] = []
     home = trained(folder)
-    growth = (4, 12) if quick else GROWTH
+    growth = (4, 8) if quick else GROWTH
     for times in (0, *growth):
         path = folder / f"{times}.parquet"
         count = _write(part.slice(0, 500) if not times else part, path, days=days, times=max(1, times))
