@@ -55,7 +55,9 @@ def over_http(quick: bool, folder: Path) -> list[Record]:
     server = start("benchmarks.fraud_noop:svc", folder, trained(folder))
     try:
         wait_until_ready(server)
-        taken = _load(int(server.url.rpartition(":")[2]), requests=96 if quick else 1600, rounds=1 if quick else 4)
+        port = int(server.url.rpartition(":")[2])
+        taken = _load(port, requests=96 if quick else 1600, rounds=1 if quick else 4)
+        batches = [_batch(port, f"batch-{turn}", 1_000 if quick else 10_000) for turn in range(1 if quick else 3)]
     finally:
         stop(server)
     rows: list[Record] = []
@@ -77,7 +79,36 @@ def over_http(quick: bool, folder: Path) -> list[Record]:
         rows,
         "noop is an endpoint added to the same service. Client and service share the machine. score gives reasons and is durable.",
     )
-    return rows
+    size, seconds = batches[0][0], float(np.median([seconds for _, seconds in batches]))
+    batch = {"endpoint": "score_batch", "transactions": size, "seconds": seconds, "events_per_second": size / seconds}
+    table(f"    One request of {size:,} transactions, reasons for alerts, median of {len(batches)}", [batch])
+    return [*rows, batch]
+
+
+def _batch(port: int, name: str, count: int) -> tuple[int, float]:
+    """Transactions of one `score_batch` of new cards, ten of each, and its seconds."""
+    transactions = [
+        {
+            "transaction_id": f"{name}-{number}",
+            "time": (START + timedelta(minutes=number)).isoformat(),
+            "customer": f"card-{name}-{number % (count // 10)}",
+            "terminal": f"terminal-{number % 499}",
+            "amount": 20.0 + number % 71,
+        }
+        for number in range(count)
+    ]
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=300)
+    start = time.perf_counter()
+    connection.request(
+        "POST", "/score_batch", json.dumps({"transactions": transactions}), {"Content-Type": "application/json"}
+    )
+    answer = connection.getresponse()
+    text = answer.read()
+    seconds = time.perf_counter() - start
+    connection.close()
+    if answer.status != 200:
+        raise RuntimeError(f"score_batch answered {answer.status}: {text[:300]!r}")
+    return count, seconds
 
 
 def _load(port: int, *, requests: int, rounds: int) -> dict[tuple[int, str], tuple[Any, float]]:
