@@ -106,8 +106,10 @@ def default() -> FraudConfig:
 
 
 def wide() -> FraudConfig:
-    """More than 2,000 features of the last two weeks."""
-    return default().model_copy(update={"features": FeatureConfig.of_size("wide")})
+    """More than 2,000 features of the last two weeks; fewer ramps for each, for memory in training."""
+    return default().model_copy(
+        update={"features": FeatureConfig.of_size("wide"), "model": ModelConfig(num_bins=4, num_steps=3)}
+    )
 
 
 RECIPES: dict[str, Callable[[], FraudConfig]] = {"debug": debug, "default": default, "wide": wide}
