@@ -19,9 +19,15 @@ from verticals.finance.fraud.store import Committed, Event, EventStore, Key, Pas
 MOST_ROWS = 3_000_000
 """Events kept, each once for its card and once for its terminal: about 100 MB, and up to 200 more as histories."""
 
+EACH = 24
+"""A past takes the memory of so many events beside its own: most cards have few."""
+
 ROW = np.dtype([("time", "<i8"), ("amount", "<f8"), ("other", "<i8"), ("fraud", "i1"), ("seq", "<i8")])
 MOST_APPENDED = 16
 """Events that a history takes one by one; for more it is made anew."""
+
+MOST_ADDED = 64
+"""Events beside the columns of a past, and an eighth of those more: apart, an event takes six times the memory."""
 
 
 class Remembered:
@@ -79,6 +85,8 @@ class Remembered:
         """Take an event that the store has committed."""
         row = (time, amount, other, fraud, seq)
         self._added.append(row)
+        if len(self._added) > MOST_ADDED + len(self._past.time) // 8:
+            _ = self.past
         if self.newest is not None and time < self.newest:
             self._history, self._unseen = None, []
         elif self._history is not None:
@@ -94,6 +102,7 @@ class Pasts:
         self._store, self._horizon = store, features.horizon
         self._kept: OrderedDict[Key, Remembered] = OrderedDict()
         self._rows = 0
+        """Those kept, and `EACH` more for every past."""
 
     def read(self, keys: Iterable[Key], since: int) -> dict[Key, Remembered]:
         """The pasts as the store has them now, at least from a time on."""
@@ -104,13 +113,14 @@ class Pasts:
             if (kept := self._kept.get(key)) is not None and since - self._horizon <= kept.since <= since
         }
         for key, past in self._store.pasts(wanted, since, known=known).items():
-            self._rows += len(past.time) - len(self._kept.get(key, ()))
+            before = self._kept.get(key)
+            self._rows += len(past.time) - (-EACH if before is None else len(before))
             self._kept[key] = Remembered(past, since)
         for key in wanted:
             self._kept.move_to_end(key)
         found = {key: self._kept[key] for key in wanted}
         while self._rows > MOST_ROWS and len(self._kept) > len(found):
-            self._rows -= len(self._kept.popitem(last=False)[1])
+            self._rows -= EACH + len(self._kept.popitem(last=False)[1])
         return found
 
     def add(self, events: Sequence[Event], committed: Sequence[Committed]) -> None:

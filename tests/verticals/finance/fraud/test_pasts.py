@@ -84,15 +84,37 @@ def test_what_another_commits_is_read(store: EmbeddedStore) -> None:
 
 
 def test_the_longest_unused_go_where_there_are_many(store: EmbeddedStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "MOST_ROWS", 10)
+    monkeypatch.setattr(module, "MOST_ROWS", 10 + 2 * module.EACH)
     pasts = Pasts(store, FEATURES)
     store.commit([event(number, card=number % 5) for number in range(20)])
     for card in range(5):
         read(pasts, ("customer", card))
     assert list(pasts._kept) == [("customer", 3), ("customer", 4)]
-    assert pasts._rows == 8
+    assert pasts._rows == 8 + 2 * module.EACH
     assert len(read(pasts, SHOP)[SHOP]) == 20, "what a call needs stays"
     assert list(pasts._kept) == [SHOP]
+
+
+def test_many_cards_of_one_event_are_bounded_too(store: EmbeddedStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MOST_ROWS", 20 * module.EACH)
+    pasts = Pasts(store, FEATURES)
+    for number in range(40):
+        one = event(number, card=number)
+        read(pasts, *sides(one))
+        pasts.add([one], store.commit([one]))
+    assert len(pasts._kept) <= 20
+    assert pasts._rows == sum(module.EACH + len(kept) for kept in pasts._kept.values())
+
+
+def test_a_busy_past_holds_few_events_beside_its_columns(store: EmbeddedStore) -> None:
+    pasts = Pasts(store, FEATURES)
+    for number in range(4 * module.MOST_ADDED):
+        one = event(number)
+        found = read(pasts, *sides(one))
+        same(found[SHOP].history(one.time, FEATURES.memory), store, SHOP, one.time)
+        pasts.add([one], store.commit([one]))
+        assert len(found[SHOP]._added) <= 2 * module.MOST_ADDED
+    assert len(read(pasts, SHOP)[SHOP]) == 4 * module.MOST_ADDED
 
 
 def test_a_past_that_reaches_too_far_or_not_far_enough_is_read_anew(store: EmbeddedStore) -> None:
