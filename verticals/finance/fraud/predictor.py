@@ -238,8 +238,7 @@ class FraudPredictor:
     ) -> list[Decision]:
         """Computes features, runs the network, decides, gives reasons, and commits everything at once."""
         raw = self.scorer.raw([item.event for item in fresh], pasts)
-        names = self.scorer.extra_names
-        features = self.scorer.scaled(raw, {name: np.array([item.extra[name] for item in fresh]) for name in names})
+        features = self.scorer.scaled(raw, self.scorer.named([item.extra for item in fresh]))
         events = columns([item.event for item in fresh])
         states, before = CardStates(self.layout), self.layout.zeros(len(fresh))
         wanted = set(events.customer.tolist())

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from core.contract import Session
 from core.data.pipeline import DataPipeline
+from core.errors import ArtifactError
 from verticals.finance.fraud.config import DataConfig
 from verticals.finance.fraud.events import Events
 from verticals.finance.fraud.features import Features
@@ -29,7 +30,7 @@ class Scorer:
 
     def __init__(self, data: DataConfig, features: Features, pipeline: DataPipeline, session: Session) -> None:
         self.features, self.pipeline, self.session = features, pipeline, session
-        self.extra_names = (*data.numeric, *data.categorical)
+        self.extra_names, self._numbers = (*data.numeric, *data.categorical), data.numeric
         self.layout = StateLayout(session)
         self.few = 4 + len(features) // 100
         """Events whose features are computed one by one: a table costs what its columns cost, however few its rows."""
@@ -47,11 +48,25 @@ class Scorer:
         return self.pipeline.transform_block(raw.astype(np.float32, copy=False), self.features.names, extra)
 
     def extra(self, stored: Sequence[bytes | None]) -> dict[str, NDArray[Any]]:
-        """The further columns of N events, as they are stored."""
+        """The further columns of N events, as they are stored.
+
+        Raises:
+            ArtifactError: an event without one of this version's numbers, kept when nobody asked for it.
+        """
         if not self.extra_names:
             return {}
         records = [json.loads(extra) if extra else {} for extra in stored]
-        return {name: np.array([record.get(name, "") for record in records]) for name in self.extra_names}
+        for name in self._numbers:
+            if lacking := sum(name not in record for record in records):
+                raise ArtifactError(
+                    f"{lacking} of {len(records)} events in the store have no {name}, a number that this version reads; "
+                    "give it a store of its own, filled by --load-history from a file that has the column"
+                )
+        return self.named(records)
+
+    def named(self, records: Sequence[Mapping[str, float | str]]) -> dict[str, NDArray[Any]]:
+        """The further columns of N records; a category is what it is alone, whatever the others hold."""
+        return {name: np.array([record.get(name, "") for record in records], object) for name in self.extra_names}
 
     def raw(self, events: Sequence[Event], pasts: Mapping[Key, Remembered]) -> NDArray[np.float64]:
         """[F, N] raw features of N new events in time order, from the pasts of their cards and terminals."""

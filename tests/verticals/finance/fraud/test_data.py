@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.csv
 import pytest
 
-from core.errors import DataError, LeakError
+from core.errors import ArtifactError, DataError, LeakError
 from tests.verticals.finance.fraud.model import trained
 from verticals.finance.fraud import APPLICATION
 from verticals.finance.fraud.config import FraudConfig
@@ -18,6 +18,7 @@ from verticals.finance.fraud.data import FraudData
 from verticals.finance.fraud.evaluation import evaluate
 from verticals.finance.fraud.events import DAY
 from verticals.finance.fraud.requests import Decision, Transaction
+from verticals.finance.fraud.store import Event
 from verticals.finance.fraud.store_embedded import EmbeddedStore
 from verticals.finance.fraud.synthetic import synthetic_transactions
 
@@ -145,3 +146,18 @@ def test_a_banks_own_file_with_further_columns_trains_and_scores(tmp_path: Path)
     fresh = model.predictor(store, version="v2")
     assert fresh.warm() == 2
     store.close()
+    scores = []
+    for place, code in enumerate(("5411", 5411.0)):  # beside a text, as alone
+        with EmbeddedStore(tmp_path / f"{place}.sqlite", synchronous="normal") as other:
+            pair = [
+                sent.model_copy(
+                    update={"transaction_id": key, "customer": key, "extra": {"mcc": value, "distance": 4.0}}
+                )
+                for key, value in (("a", code), ("b", ""))
+            ]
+            scores.append([answer.score for answer in model.predictor(other)(pair) if isinstance(answer, Decision)])
+    assert scores[0] == scores[1]
+    with EmbeddedStore(tmp_path / "without.sqlite", synchronous="normal") as without:
+        without.commit([Event("old", sent.microseconds, 1, 2, 3.0)])
+        with pytest.raises(ArtifactError, match="1 of 1 events in the store have no distance"):
+            model.predictor(without).warm()
