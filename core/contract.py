@@ -133,7 +133,7 @@ class Application:
     deployed: Callable[[Any], torch.nn.Module]
     """Network -> the form of it that a Session runs, with `inputs` and `outputs`; the network itself where it has them."""
     predictor: Callable[..., Predictor]
-    """(Config, constants, session, version=...) -> Predictor."""
+    """(Config, constants, session, version=...) -> Predictor; also threshold=..., where `verticals release` set one."""
     evaluate: Callable[..., Metrics]
     """(predictor, data, split) -> Metrics."""
     samples: Callable[..., Any]

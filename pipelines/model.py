@@ -24,12 +24,19 @@ class Model(NamedTuple):
 
 
 def open_model(
-    application: str, *, version: str = "production", run: str | None = None, device: str = "cpu", **predictor: Any
+    application: str,
+    *,
+    version: str = "production",
+    run: str | None = None,
+    as_released: bool = False,
+    device: str = "cpu",
+    **predictor: Any,
 ) -> Model:
     """
     Args:
         version: version or alias in the registry; every file is checked against its hash.
         run: a run directory instead.
+        as_released: decides at the threshold that was set for the version, as the service does.
         predictor: further arguments of the application's Predictor.
 
     Raises:
@@ -44,4 +51,6 @@ def open_model(
     else:
         found = registry.resolve(application, version)
         path, name = found.path, found.version
+        if as_released and found.threshold is not None:
+            predictor["threshold"] = found.threshold
     return Model(app, *build(app, path, name, device=device, **predictor), name, path)

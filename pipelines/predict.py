@@ -75,7 +75,7 @@ def predict(
     if target.resolve() == Path(input).resolve():
         raise DataError(f"{output} is the input too; give another name")
     started = time.perf_counter()
-    model = open_model(application, version=version, run=run)
+    model = open_model(application, version=version, run=run, as_released=True)
     config = model.config.override(settings)
     rows, alerts = 0, 0
     with _whole(target) as sink, progress() as bar:

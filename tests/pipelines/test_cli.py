@@ -178,6 +178,19 @@ def test_release_moves_the_alias_and_sets_the_threshold(home: Path, capsys: pyte
     registry.set_threshold(NAME, "production", None)
 
 
+def test_predict_decides_at_the_threshold_that_was_released(
+    home: Path, rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "scores.parquet"
+    registry.set_threshold(NAME, "production", 0.0)
+    try:
+        _, result = run(capsys, "predict", NAME, "-i", str(rows), "-o", str(out))
+    finally:
+        registry.set_threshold(NAME, "production", None)
+    assert result["alerts"] == result["rows"]
+    assert set(pyarrow.parquet.read_table(out).column("threshold").to_pylist()) == {0.0}
+
+
 def test_history_is_loaded_once(home: Path, rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     store = str(tmp_path / "store.sqlite")
     code, first = run(capsys, "data", NAME, "--recipe", "debug", "--load-history", str(rows), "--store", store)

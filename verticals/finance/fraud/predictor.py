@@ -76,11 +76,13 @@ class FraudPredictor:
         *,
         version: str = "unregistered",
         store: stores.EventStore | None = None,
+        threshold: float | None = None,
     ) -> None:
         """
         Args:
             constants: what `fraud.constants` made: columns, pipeline, usual values, calibration, threshold.
             store: what remembers cards between requests; only `stream` works without one.
+            threshold: in place of the constants' own.
 
         Raises:
             ArtifactError: the constants are not those of this configuration.
@@ -95,7 +97,7 @@ class FraudPredictor:
         self.pipeline = DataPipeline.from_record(constants["pipeline"])
         self.columns: list[str] = list(self.pipeline.feature_names)
         self.calibration = Calibration.from_record(constants["calibration"])
-        self.threshold = float(constants["threshold"])
+        self.threshold = float(constants["threshold"] if threshold is None else threshold)
         """Score from which on a transaction is alerted, unless a call says otherwise."""
         self.usual = np.asarray(constants["usual"], np.float32)
         self.usual_raw = np.asarray(constants["usual_raw"], np.float64)
