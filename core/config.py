@@ -35,7 +35,7 @@ class Config(BaseModel):
                     raise ConfigError(f"--set {path}: no setting {key!r}; allowed here: {allowed}")
                 if depth < len(parents):
                     node = node[key]
-            node[last] = _value(text)
+            node[last] = _value(path, text)
         return self.from_record(record)
 
     @classmethod
@@ -65,9 +65,14 @@ class Config(BaseModel):
         return cls.from_record(record)
 
 
-def _value(text: str) -> Any:
-    """The YAML reading of a setting; YAML 1.1 takes `3e-4` for text, a person does not."""
-    value = yaml.safe_load(text)
+def _value(path: str, text: str) -> Any:
+    """The YAML reading of a setting; YAML 1.1 takes `3e-4` for text, a person does not, nor a lone mark for syntax."""
+    if len(text) == 1 and not text.isalnum() and text != "~":
+        return text
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise ConfigError(f"--set {path}: {text!r} is not YAML; put text with special characters in quotes") from None
     if isinstance(value, str):
         try:
             return float(value)

@@ -105,7 +105,7 @@ def read_csv(path: Path, schema: Schema, *, delimiter: str = ",") -> Iterator[Ra
             fields = next(csv.reader([text.decoded(line).removeprefix("\ufeff")], delimiter=delimiter), [])
             header = [name.strip() for name in fields]
         if len(header) == 1 and (mark := next((mark for mark in ";\t|," if mark in header[0]), None)):
-            raise DataError(f"{path}: its header is not divided by {delimiter!r}; pass Source(..., delimiter={mark!r})")
+            raise DataError(f"{path}: its header is not divided by {delimiter!r}; {schema.remedies.delimiter(mark)}")
         schema.check_headers(header, str(path))
         rows = 0
         while block := text.block():
@@ -245,7 +245,9 @@ def text_table(records: Sequence[dict[str, Any]], columns: Sequence[Column], whe
         for row, cell in enumerate(cells):
             if type(cell) is str or cell is None:
                 continue
-            cells[row] = _as_text(cell)
+            cells[row] = text = _as_text(cell)
+            if column.decimal == "," and column.kind == "float" and text is not None and not isinstance(cell, bool):
+                cells[row] = text.replace(".", ",")  # typed numbers have no mark: it is how they are read next
             if (cells[row] is None and cell == cell) or (type(cell) is float and column.kind == "string"):
                 raise DataError(
                     f"{where} {first + row}: column {column.header}: holds a {type(cell).__name__}; allowed is {column.expected}"

@@ -10,11 +10,32 @@ import difflib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
 import pyarrow as pa
 
 from core.data.cells import CANONICAL, DAY, LONG_NUMBER, UNKNOWN, Column, Fault, convert_column
 from core.errors import ConfigError, DataError
+
+
+class Remedies:
+    """What to do about a fault of a file, in the words of this package; an application names its settings instead."""
+
+    def column(self, name: str, header: str) -> str:
+        """`header` is the file's name of the logical column `name`."""
+        return f"map another name, as in columns={{{name!r}: {header!r}}}"
+
+    def ignore(self, headers: Sequence[str]) -> str:
+        """The file may have these columns."""
+        return f"pass ignore={tuple(headers)!r} to leave it out, or ignore_extra=True for any"
+
+    def delimiter(self, mark: str) -> str:
+        """`mark` stands between the fields."""
+        return f"pass Source(..., delimiter={mark!r})"
+
+    def decimal(self, mark: Literal[".", ","]) -> str:
+        """Numbers are written with this decimal mark."""
+        return f"pass Source(..., decimal={mark!r})"
 
 
 @dataclass(frozen=True)
@@ -33,6 +54,8 @@ class Schema:
     """Whether a column that nobody named is passed over instead of refused."""
     future_days: float = 1.0
     """How far ahead of the clock a time may lie before it counts as wrong."""
+    remedies: Remedies = field(default=Remedies(), repr=False, compare=False)
+    """What messages tell the user to do."""
     named: dict[str, Column] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -64,11 +87,11 @@ class Schema:
                 raise DataError(
                     f"{source}: lacks column {lacking}; its first row looks like data: it must be a header with the columns' names"
                 )
-            spare = [header for header in found if header not in wanted]
+            spare = [header for header in found if header not in wanted and header not in self.ignore]
             close = difflib.get_close_matches(missing[0].header, spare, 1, 0.3) or spare[:1] or ["NAME_IN_FILE"]
             raise DataError(
                 f"{source}: lacks column {lacking}; found {', '.join(found) or 'none'}; "
-                f"map another name, as in columns={{{missing[0].name!r}: {close[0]!r}}}"
+                f"{self.remedies.column(missing[0].name, close[0])}"
             )
         if twice := sorted({header for header in found if list(found).count(header) > 1}):
             raise DataError(f"{source}: column {', '.join(twice)} is there twice; every column needs a name of its own")
@@ -76,7 +99,7 @@ class Schema:
         if extra and self.columns and not self.ignore_extra:
             raise DataError(
                 f"{source}: unexpected column {', '.join(extra)}; allowed are {', '.join(wanted)}; "
-                f"pass ignore={tuple(extra)!r} to leave it out, or ignore_extra=True for any"
+                f"{self.remedies.ignore(extra)}"
             )
 
     def wanted(self, found: Sequence[str]) -> tuple[Column, ...]:
@@ -102,7 +125,10 @@ class Schema:
                 values, fault = pa.repeat(pa.scalar(UNKNOWN[column.kind], CANONICAL[column.kind]), len(raw)), None
             arrays.append(values)
             if fault is not None:
-                faults.append(Fault(fault.row, f"column {column.header}: {fault.text}"))
+                cell = raw.column(column.header).slice(fault.row, 1).to_pylist()
+                other = _other_mark(column, *cell)
+                hint = f"; {self.remedies.decimal(other)}" if other else ""
+                faults.append(Fault(fault.row, f"column {column.header}: {fault.text}{hint}"))
         if faults:
             return raw.slice(0, 0), min(faults)
         return pa.table(arrays, names=[column.name for column in self.columns]), None
@@ -110,6 +136,13 @@ class Schema:
 
 def _named(column: Column) -> str:
     return column.header if column.header == column.name else f"{column.header} ({column.name})"
+
+
+def _other_mark(column: Column, cell: object = None) -> Literal[".", ","] | None:
+    """The decimal mark of a text that is a number with another one than the column's."""
+    other: Literal[".", ","] = "," if column.decimal == "." else "."
+    wrong = column.kind == "float" and isinstance(cell, str) and re.fullmatch(rf"\s*[+-]?\d+\{other}\d+\s*", cell)
+    return other if wrong else None
 
 
 def _looks_like_data(header: str) -> bool:

@@ -37,6 +37,7 @@ def test_override_reaches_nested_values_and_leaves_the_original_alone() -> None:
         ("inner.rate=fast", "valid number"),
         ("label.x=1", "it is a value"),
         ("label", "has no value"),
+        ("sizes=[1, 2", "is not YAML"),
     ],
 )
 def test_override_refuses_in_words(setting: str, words: str) -> None:
@@ -47,6 +48,11 @@ def test_override_refuses_in_words(setting: str, words: str) -> None:
 def test_yaml_round_trip() -> None:
     config = Outer().override(["inner.rate=0.25"])
     assert Outer.from_yaml(config.to_yaml()) == config
+
+
+@pytest.mark.parametrize("mark", [",", ";", "|", "\t", "-"])
+def test_a_lone_mark_is_text(mark: str) -> None:
+    assert Outer().override([f"label={mark}"]).label == mark
 
 
 @pytest.mark.parametrize("text", ["[1, 2]", "a: [", "inner: {speed: 1}"])

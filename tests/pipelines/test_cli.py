@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -154,6 +155,30 @@ def test_a_fault_in_the_file_leaves_no_output(
     assert "TX_AMOUNT" in error
     assert [file.name for file in tmp_path.iterdir()] == ["bad.parquet"]
     assert cli.main(["predict", NAME, "-i", str(rows), "-o", str(tmp_path / "out.xlsx")]) == 1
+
+
+def test_a_german_bank_s_file_reads_and_its_faults_name_settings(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "bank.csv"
+    lines = [f"{k};2026-03-{k % 28 + 1:02d} 10:00:00;karte-{k % 7};t;{k},50;{k % 2};x" for k in range(1, 300)]
+    path.write_text("\n".join(["TRANSACTION_ID;TX_DATETIME;CUSTOMER_ID;TERMINAL_ID;BETRAG;TX_FRAUD;NO", *lines, ""]))
+    given: list[str] = []
+    for words, setting in [
+        ("is not divided by ','", "data.delimiter=;"),
+        ("lacks column TX_AMOUNT (amount)", "data.columns.amount=BETRAG"),
+        ("unexpected column NO", 'data.ignore_columns=["NO"]'),  # a bare NO is YAML's false
+        ("'1,50' is not a number with a decimal point", "data.decimal=,"),
+    ]:
+        assert cli.main(["data", NAME, "--check", str(path), *given]) == 1
+        error = capsys.readouterr().err
+        assert words in error
+        advice = shlex.split(error[error.index("--set ") :])
+        assert advice[0] == "--set"
+        assert advice[1].replace('="', "=").removesuffix('"') == setting
+        given += advice[:2]
+    code, found = run(capsys, "data", NAME, "--check", str(path), *given)
+    assert (code, found["rows"], found["total_amount"]) == (0, 299, sum(range(1, 300)) + 299 * 0.5)
 
 
 def test_evaluate_repeats_the_report_and_takes_another_file(

@@ -151,16 +151,30 @@ def test_semicolons_and_decimal_commas(csv_file: Callable[..., Path]) -> None:
     path = csv_file("1;2018-04-01;a;1234,5;0", header=HEADER.replace(",", ";"))
     assert "delimiter=';'" in fault(path)
     assert rows(Source(str(path), delimiter=";", decimal=",")).column("amount").to_pylist() == [1234.5]
-    assert "decimal point" in fault(Source(str(path), delimiter=";"))
+    wrong = fault(Source(str(path), delimiter=";"))
+    assert "decimal point" in wrong
+    assert wrong.endswith("pass Source(..., decimal=',')")
     thousands = csv_file("1;2018-04-01;a;1.234,5;0", header=HEADER.replace(",", ";"))
     assert "'1.234,5' is not a number with a decimal comma" in fault(Source(str(thousands), delimiter=";", decimal=","))
+
+
+def test_typed_numbers_have_no_decimal_mark(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    row = {"ID": "1", "AT": "2018-04-01", "CARD": "a", "FRAUD": 1.0}
+    path.write_text(
+        "".join(json.dumps({**row, "ID": str(k), "AMOUNT": a}) + "\n" for k, a in enumerate((2.5, "2,5", 3)))
+    )
+    assert rows(Source(str(path), decimal=",")).column("amount").to_pylist() == [2.5, 2.5, 3.0]
 
 
 def test_columns_are_mapped(csv_file: Callable[..., Path]) -> None:
     path = csv_file("1,2018-04-01,a,5,0", header="ID,AT,KARTE,BETRAG,FRAUD")
     text = fault(path, Schema(tuple(c for c in SCHEMA.columns if c.name != "card"), ignore=("KARTE",)))
     assert "lacks column AMOUNT (amount); found ID, AT, KARTE, BETRAG, FRAUD" in text
-    assert "columns={'amount': " in text
+    assert "columns={'amount': 'BETRAG'}" in text
+    alone = csv_file("1,2018-04-01,a,5,0", header="ID,AT,CARD,AMOUNTS,FRAUD", name="alone.csv")
+    text = fault(alone, Schema(SCHEMA.columns, ignore=("AMOUNTS",)))
+    assert "columns={'amount': 'NAME_IN_FILE'}" in text  # what is left out is never offered
     mapped = SCHEMA.mapped({"card": "KARTE", "amount": "BETRAG"})
     assert rows(path, mapped).column("amount").to_pylist() == [5.0]
     with pytest.raises(ConfigError, match="names \\['betrag'\\]; the logical columns are"):

@@ -11,7 +11,6 @@ import torch
 from numpy.typing import NDArray
 
 from core.contract import Application
-from core.data.ordered import Ordered
 from core.data.pipeline import DataPipeline
 from verticals.finance.fraud.config import RECIPES, FraudConfig
 from verticals.finance.fraud.data import FraudData
@@ -19,7 +18,7 @@ from verticals.finance.fraud.evaluation import constants, evaluate
 from verticals.finance.fraud.history import load_history
 from verticals.finance.fraud.model import FraudNet
 from verticals.finance.fraud.predictor import FraudPredictor
-from verticals.finance.fraud.records import read_events, schema
+from verticals.finance.fraud.records import ordered, read_events
 from verticals.finance.fraud.requests import Transaction
 from verticals.finance.fraud.step import ScoreStep
 from verticals.finance.fraud.synthetic import write_synthetic
@@ -40,10 +39,7 @@ def model(config: FraudConfig, made: Mapping[str, Any]) -> FraudNet:
 
 def answers(predictor: FraudPredictor, config: FraudConfig, source: str) -> Iterator[dict[str, NDArray[Any]]]:
     """Score and decision of every row of a file, in time order."""
-    data = config.data
-    with Ordered(
-        source, schema(data.columns, ignore=data.ignore_columns, numeric=data.numeric, categorical=data.categorical)
-    ) as rows:
+    with ordered(config.data, source) as rows:
         for scores in predictor.stream(read_events(rows)):
             yield {
                 "transaction_id": scores.ids.astype(str),

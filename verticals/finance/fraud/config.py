@@ -26,6 +26,10 @@ class DataConfig(Config):
     """What the file calls a column, where it is not the handbook's name: {"amount": "BETRAG"}."""
     ignore_columns: tuple[str, ...] = ()
     """Columns of the file that are no part of a transaction, beside the handbook's own."""
+    delimiter: Literal[",", ";", "\t", "|"] = ","
+    """Between the fields of a CSV file."""
+    decimal: Literal[".", ","] = "."
+    """Mark of numbers that are written as text."""
     numeric: tuple[str, ...] = ()
     """Further columns that are numbers and become features."""
     categorical: tuple[str, ...] = ()

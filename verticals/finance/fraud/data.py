@@ -17,7 +17,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from core.data.ordered import Ordered
 from core.data.pipeline import CategoricalEncoder, DataPipeline, FeatureScaler
 from core.data.samplers import TimeSeriesSampler
 from core.errors import DataError
@@ -25,7 +24,7 @@ from core.evaluation.splits import DAY, Held, Span, TimeSplit, check_split
 from verticals.finance.fraud.config import FraudConfig
 from verticals.finance.fraud.events import Events
 from verticals.finance.fraud.features import Features
-from verticals.finance.fraud.records import read_events, schema
+from verticals.finance.fraud.records import ordered, read_events
 from verticals.finance.fraud.synthetic import write_synthetic
 from verticals.finance.fraud.task import Batch
 
@@ -66,11 +65,7 @@ class FraudData:
         self.features = Features(config.features)
 
     def _read(self, sources: Sequence[str]) -> None:
-        data = self.config.data
-        with Ordered(
-            sources,
-            schema(data.columns, ignore=data.ignore_columns, numeric=data.numeric, categorical=data.categorical),
-        ) as rows:
+        with ordered(self.config.data, sources) as rows:
             chunks = list(read_events(rows))
             self.fingerprint = rows.fingerprint()
         self.ids = np.concatenate([ids for ids, _, _ in chunks])

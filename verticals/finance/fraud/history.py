@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from core import registry
-from core.data.ordered import Ordered
 from core.errors import ConfigError
 from core.training.log import progress
 from verticals.finance.fraud.config import FraudConfig
-from verticals.finance.fraud.records import read_events, schema
+from verticals.finance.fraud.records import ordered, read_events
 from verticals.finance.fraud.store import Chunk, EventStore
 
 STORE = "VERTICALS_FRAUD_STORE"
@@ -54,14 +53,10 @@ def load_history(config: FraudConfig, source: str, store: str | None = None) -> 
     Raises:
         DataError: a fault in the file (nothing is loaded), or a row older than its card's newest event.
     """
-    data = config.data
     opened = open_store(store)
     try:
         with (
-            Ordered(
-                source,
-                schema(data.columns, ignore=data.ignore_columns, numeric=data.numeric, categorical=data.categorical),
-            ) as rows,
+            ordered(config.data, source) as rows,
             progress() as bar,
         ):
             task = bar.add_task("loading history", total=rows.rows, note="")

@@ -6,19 +6,25 @@ has the same code in every file, request and store, and no store holds the card'
 
 from __future__ import annotations
 
+import json
+import re
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from hashlib import blake2b
 from typing import Any, NamedTuple, cast
 
 import numpy as np
 import pyarrow as pa
+import yaml
 from numpy.typing import NDArray
 
 from core.data.cells import Column
 from core.data.ordered import Ordered
-from core.data.schema import Schema
-from core.data.sources import CHUNK_ROWS
+from core.data.schema import Remedies, Schema
+from core.data.sources import CHUNK_ROWS, Source
 from core.errors import ConfigError
+from verticals.finance.fraud.config import DataConfig
 from verticals.finance.fraud.events import Events, Ints
 
 HANDBOOK = {
@@ -49,6 +55,38 @@ class Records(NamedTuple):
     events: Events
     extra: dict[str, NDArray[Any]]
     """Further columns by their name in the file: float64, or str with an empty text for no value."""
+
+
+class _Settings(Remedies):
+    """Faults of a file are mended by the settings of `DataConfig`."""
+
+    def __init__(self, ignored: Sequence[str]) -> None:
+        self._ignored = ignored
+
+    def column(self, name: str, header: str) -> str:
+        return f"map another name, as in {_setting(f'columns.{name}', _word(header))}"
+
+    def ignore(self, headers: Sequence[str]) -> str:
+        several = ",".join(_word(header) for header in dict.fromkeys([*self._ignored, *headers]))
+        return f"leave it out by {_setting('ignore_columns', f'[{several}]')}"
+
+    def delimiter(self, mark: str) -> str:
+        return f"name its mark by {_setting('delimiter', json.dumps(mark))}"
+
+    def decimal(self, mark: str) -> str:
+        return f"if the file writes numbers so, {_setting('decimal', json.dumps(mark))}"
+
+
+def _setting(name: str, value: str) -> str:
+    """The option of the command, in a shell's quotes where it needs them."""
+    plain = re.fullmatch(r"[\w.,\[\]-]+", value)
+    return f"--set data.{name}={value}" if plain else f"--set {shlex.quote(f'data.{name}={value}')}"
+
+
+def _word(text: str) -> str:
+    """A text as a setting's value is read: a plain word where YAML takes it for text too."""
+    plain = re.fullmatch(r"[^\W\d][\w-]*", text) and isinstance(yaml.safe_load(text), str)
+    return text if plain else json.dumps(text, ensure_ascii=False)
 
 
 def schema(
@@ -89,6 +127,20 @@ def schema(
         key="transaction_id",
         ignore=(*(name for name in HANDBOOK_IGNORED if name not in (*numeric, *categorical)), *ignore),
         ignore_extra=ignore_extra,
+        remedies=_Settings(ignore),
+    )
+
+
+def ordered(data: DataConfig, sources: Sequence[str] | str) -> Ordered:
+    """Sources, read as the configuration says, as one checked table in time order.
+
+    Raises:
+        DataError: the first fault of any row.
+    """
+    several = [sources] if isinstance(sources, str) else sources
+    return Ordered(
+        [replace(Source.of(source), delimiter=data.delimiter, decimal=data.decimal) for source in several],
+        schema(data.columns, ignore=data.ignore_columns, numeric=data.numeric, categorical=data.categorical),
     )
 
 

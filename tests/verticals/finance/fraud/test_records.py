@@ -27,6 +27,24 @@ def read(path: Path, table: Schema | None = None) -> list[Records]:
         return list(read_events(ordered, rows=2))
 
 
+@pytest.mark.parametrize(
+    ("headers", "ignored", "words"),
+    [
+        (["FOO"], [], "--set data.ignore_columns=[FOO]"),
+        (["FOO", "BAR"], ["NOTIZ"], "--set data.ignore_columns=[NOTIZ,FOO,BAR]"),
+        (["a b"], [], """--set 'data.ignore_columns=["a b"]'"""),
+    ],
+)
+def test_a_fault_names_the_setting_that_mends_it(headers: list[str], ignored: list[str], words: str) -> None:
+    found = [*HANDBOOK.values(), "TX_FRAUD_SCENARIO", *ignored, *headers]
+    with pytest.raises(DataError) as caught:
+        schema(ignore=ignored).check_headers(found, "file")
+    assert str(caught.value).endswith(words)
+    with pytest.raises(DataError) as caught:
+        schema().check_headers([*list(HANDBOOK.values())[:4], "TX_FRAUD_SCENARIO"], "file")
+    assert str(caught.value).endswith("--set data.columns.amount=NAME_IN_FILE")
+
+
 @given(st.lists(st.text(st.characters(codec="utf-8"))))
 def test_key_codes_are_key_code_of_each(keys: list[str]) -> None:
     assert key_codes(pa.array(keys, pa.string())).tolist() == [key_code(key) for key in keys]
