@@ -10,7 +10,7 @@ import asyncio
 import os
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import bentoml
 from bentoml.exceptions import BentoMLException
@@ -21,7 +21,7 @@ from core.monitoring import metrics
 from core.serving.batcher import Batcher
 from core.serving.http import GuardedService, of_error
 from core.serving.loader import Loader, require
-from verticals.finance.fraud.requests import Decision, Feedback, Transaction
+from verticals.finance.fraud.requests import Batch, Decision, Feedback, Transaction
 
 if TYPE_CHECKING:
     from core.registry import Version
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from verticals.finance.fraud.store import EventStore
 
 APPLICATION = "finance.fraud"
-MAX_BATCH = 10_000
 SLICE = 512
 """Transactions of a large batch that are answered before single ones get their turn."""
 
@@ -110,18 +109,15 @@ class Finance:
         return decision
 
     @bentoml.api
-    async def score_batch(
-        self,
-        transactions: Annotated[list[Transaction], Field(min_length=1, max_length=MAX_BATCH)],
-        explain: Literal["alerts", "all"] = "alerts",
-    ) -> BatchAnswer:
+    async def score_batch(self, batch: Batch, /) -> BatchAnswer:
         """Score up to 10,000 transactions, in time order; those that are refused do not keep the others from being scored."""
+        transactions = batch.transactions
         order = sorted(range(len(transactions)), key=lambda place: transactions[place].time)
         results: list[Any] = [None] * len(transactions)
         for start in range(0, len(order), SLICE):
             places = order[start : start + SLICE]
             given = [transactions[place] for place in places]
-            outcomes = await asyncio.to_thread(self._score, given, explain)
+            outcomes = await asyncio.to_thread(self._score, given, batch.explain)
             for place, outcome in zip(places, outcomes, strict=True):
                 if isinstance(outcome, Decision):
                     metrics.predicted(APPLICATION, outcome.version, outcome.decision, score=outcome.score)

@@ -99,6 +99,8 @@ def test_an_event_older_than_its_card_gets_409_with_the_newest_time(client: http
         ({"amount": -1}, "amount"),
         ({"amount": "much"}, "amount"),
         ({"amount": None}, "amount"),
+        ({"amount": True}, "amount"),
+        ({"extra": {"mcc": True}}, "extra.mcc"),
         ({"time": "yesterday"}, "time"),
         ({"time": "2999-01-01T00:00:00Z"}, "time"),
         ({"colour": "red"}, "colour"),
@@ -134,6 +136,21 @@ def test_a_batch_answers_each_and_refuses_each_by_itself(client: httpx.Client) -
         "conflict",
     )
     assert all(0 <= result["score"] <= 1 for result in body["results"] if result is not refused)
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        ({"explian": "all"}, "explian"),
+        ({"explain": "some"}, "explain"),
+        ({"transactions": []}, "transactions"),
+        ({"transactions": [{**transaction(1, customer="strict"), "amount": True}]}, "transactions.0.amount"),
+    ],
+)
+def test_a_bad_field_of_a_batch_is_named(client: httpx.Client, change: dict[str, Any], field: str) -> None:
+    answer = client.post("/score_batch", json={"transactions": [transaction(1, customer="strict")], **change})
+    assert answer.status_code == 400, answer.text
+    assert [fault["field"] for fault in answer.json()["error"]["fields"]] == [field]
 
 
 def test_a_batch_over_the_limit_is_refused_whole(client: httpx.Client) -> None:

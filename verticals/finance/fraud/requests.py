@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+MAX_BATCH = 10_000
 FUTURE_SECONDS = 86_400.0
 """By how much a transaction may lie ahead of this machine's clock."""
 
@@ -40,6 +41,13 @@ def _text(value: Any) -> Any:
     return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
+def _no_bool(value: Any) -> Any:
+    """Pydantic would take true for 1."""
+    if isinstance(value, bool):
+        raise ValueError("true and false are no numbers; send a number, or text where the field is a category")
+    return value
+
+
 Key = Annotated[str, BeforeValidator(_text), Field(min_length=1, max_length=128, pattern=r"^\P{C}+$")]
 
 
@@ -67,8 +75,8 @@ class Transaction(BaseModel):
     )
     customer: Key = Field(description="The card, or any stable name for it; only a hash of it is kept.")
     terminal: Key = Field(description="The terminal or merchant; only a hash of it is kept.")
-    amount: float = Field(ge=0, le=1e12, description="Currency units.")
-    extra: dict[str, float | str] = Field(
+    amount: Annotated[float, BeforeValidator(_no_bool)] = Field(ge=0, le=1e12, description="Currency units.")
+    extra: dict[str, Annotated[float | str, BeforeValidator(_no_bool)]] = Field(
         default_factory=dict, description="The further columns that the model was trained with."
     )
 
@@ -77,6 +85,15 @@ class Transaction(BaseModel):
         """Time since 1970 UTC."""
         past = self.time - EPOCH
         return (past.days * 86_400 + past.seconds) * 1_000_000 + past.microseconds
+
+
+class Batch(BaseModel):
+    """Transactions to be scored in time order."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    transactions: list[Transaction] = Field(min_length=1, max_length=MAX_BATCH)
+    explain: Literal["alerts", "all"] = Field("alerts", description="Which of them get reasons.")
 
 
 class Reason(BaseModel):
