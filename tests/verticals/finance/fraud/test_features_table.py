@@ -94,9 +94,7 @@ def test_what_was_computed_on_the_way_is_freed_at_once() -> None:
     try:
         features.table(events)
         features.event(int(events.time[-1]), 5.0, 1, empty, empty)
-        kept = [
-            item for item in gc.get_objects() if isinstance(item, (EntityTable, TableWindow, EventView, EventWindows))
-        ]
+        kept = [item for item in gc.get_objects() if type(item) in (EntityTable, TableWindow, EventView, EventWindows)]
     finally:
         gc.enable()
     assert kept == []
