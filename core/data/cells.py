@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from core.errors import ConfigError
+from core.errors import ConfigError, masked
 
 Kind = Literal["string", "float", "int", "label", "time"]
 
@@ -28,9 +28,6 @@ UNKNOWN: dict[str, Any] = {"string": "", "float": float("nan"), "label": -1}
 
 DAY = 86_400_000_000
 """Microseconds in a day."""
-
-LONG_NUMBER = re.compile(r"\d(?:[ -]?\d){11,}")
-"""What could be a card number."""
 
 _ZONE = r":\d{2}(\.\d+)?(Z|[+-]\d{2}(:?\d{2})?)$"
 _LABELS = pa.array(["0", "1", "false", "true", "0.0", "1.0"])
@@ -87,7 +84,7 @@ class Column:
         """A value as a message may show it: shortened, and hidden where it is private or could be a card number."""
         if self.private:
             return "a value not shown here (private column)"
-        text = LONG_NUMBER.sub(lambda found: f"<{len(found[0])} digits>", str(value))
+        text = masked(str(value))
         return repr(text if len(text) <= 40 else f"{text[:37]}...")
 
 

@@ -14,8 +14,8 @@ from typing import Literal
 
 import pyarrow as pa
 
-from core.data.cells import CANONICAL, DAY, LONG_NUMBER, UNKNOWN, Column, Fault, convert_column
-from core.errors import ConfigError, DataError
+from core.data.cells import CANONICAL, DAY, UNKNOWN, Column, Fault, convert_column
+from core.errors import LONG_NUMBER, ConfigError, DataError
 
 
 class Remedies:

@@ -9,7 +9,8 @@ and anything else is a 500. Every error body is
 
     {"error": {"code": ..., "message": ..., "fields": [{"field": ..., "message": ...}], "request_id": ...}}
 
-It names fields and what they allow, never what was sent. /livez, /readyz and /healthz are open; all else, /metrics too,
+It names fields and what they allow. What it repeats of a request (ids, times, names of fields) has its long numbers
+masked, and other values are not repeated. /livez, /readyz and /healthz are open; all else, /metrics too,
 wants the key where VERTICALS_API_KEY is set (several are separated by commas), as `X-API-Key` or as a bearer token.
 """
 
@@ -44,7 +45,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from core.errors import ArtifactError, CapacityError, Conflict, DataError
+from core.errors import ArtifactError, CapacityError, Conflict, DataError, masked
 from core.monitoring import metrics
 from core.registry import keep_private
 from core.serving.batcher import Overloaded
@@ -63,7 +64,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Problem:
-    """An error as a client sees it."""
+    """An error as a client sees it: long numbers are masked in all that it says."""
 
     status: int
     code: str
@@ -72,6 +73,10 @@ class Problem:
     """(name, what is allowed)."""
     details: Mapping[str, Any] = field(default_factory=dict)
     headers: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in ("message", "fields", "details"):
+            object.__setattr__(self, name, _masked(getattr(self, name)))
 
     def response(self, request_id: str) -> Response:
         named = [{"field": name, "message": message} for name, message in self.fields]
@@ -132,6 +137,22 @@ def of_input(error: ValidationError) -> Problem:
     named = tuple((".".join(map(str, fault["loc"])) or "body", _allowed(fault)) for fault in faults[:MAX_FIELDS])
     more = f", the first {MAX_FIELDS} are listed" if len(faults) > MAX_FIELDS else ""
     return Problem(400, "invalid_request", f"{len(faults)} field(s) of the request are not allowed{more}", named)
+
+
+def _masked(given: Any) -> Any:
+    """Every text of a nest of texts, masked; so are numbers as long as a card's."""
+    match given:
+        case str():
+            return masked(given)
+        case Mapping():
+            return {_masked(name): _masked(value) for name, value in given.items()}
+        case list() | tuple():
+            return tuple(_masked(value) for value in given)
+        case bool() | None:
+            return given
+        case int() | float() if (text := masked(str(given))) != str(given):
+            return text
+    return given
 
 
 def _allowed(fault: Mapping[str, Any]) -> str:

@@ -123,9 +123,9 @@ class Finance:
                     metrics.predicted(APPLICATION, outcome.version, outcome.decision, score=outcome.score)
                     results[place] = outcome
                 else:
-                    code = of_error(outcome).code
+                    problem = of_error(outcome)
                     results[place] = Refusal(
-                        transaction_id=transactions[place].transaction_id, error=str(outcome), code=code
+                        transaction_id=transactions[place].transaction_id, error=problem.message, code=problem.code
                     )
         return BatchAnswer(results=results, refused=sum(isinstance(result, Refusal) for result in results))
 

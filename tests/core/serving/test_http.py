@@ -12,7 +12,8 @@ from pydantic import BaseModel, ValidationError, model_validator
 from starlette.testclient import TestClient
 from starlette.types import Message, Receive, Scope, Send
 
-from core.serving.http import MAX_FIELDS, Door, of_input
+from core.errors import Conflict
+from core.serving.http import MAX_FIELDS, Door, of_error, of_input
 from tests.core.serving import echo
 
 CARD = "4111111111111111"
@@ -154,6 +155,27 @@ def test_a_raising_middleware_does_not_hang_its_client(client: TestClient) -> No
     begun = time.perf_counter()
     error_of(client.post("/echo?rude", json=item()), 500, "internal")
     assert time.perf_counter() - begun < 2  # the service's timeout is 3 s
+
+
+def test_long_numbers_are_masked_in_all_that_an_error_repeats() -> None:
+    spaced = " ".join(CARD[k : k + 4] for k in range(0, 16, 4))
+    error = Conflict(
+        f"id {CARD} of {spaced} is newer", newest_time="2018-04-01T00:00:00.123456Z", seen=[CARD, int(CARD)]
+    )
+    problem = of_error(error)
+    assert problem.message == "id <16 digits> of <19 digits> is newer"
+    assert problem.details == {
+        "newest_time": "2018-04-01T00:00:00.123456Z",
+        "seen": ("<16 digits>", "<16 digits>"),
+    }
+    text = problem.response("7").body.decode()
+    assert CARD not in text
+    assert spaced not in text
+
+
+def test_a_name_of_a_field_is_masked(client: TestClient) -> None:
+    error = error_of(client.post("/echo", json=item(**{f"x{CARD}": 1})), 400, "invalid_request")
+    assert [fault["field"] for fault in error["fields"]] == ["item.x<16 digits>"]
 
 
 def test_many_faults_are_counted_and_the_first_are_listed() -> None:

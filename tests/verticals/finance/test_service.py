@@ -185,6 +185,24 @@ def test_thresholds_change_without_a_redeploy(client: httpx.Client) -> None:
         time.sleep(1.5)
 
 
+def test_a_refusal_repeats_no_long_number(client: httpx.Client) -> None:
+    number = "5500005555555559"  # an id is kept as it is: not the card that the logs are searched for
+    row = {**transaction(50, customer="masked"), "transaction_id": f"id-{number}"}
+    assert client.post("/score", json=row).status_code == 200
+    for path, body in [
+        ("/score", {**row, "amount": 21.0}),
+        ("/score", {**transaction(51, customer="masked"), "extra": {number: 1.0}}),
+        ("/score", {**transaction(51, customer="masked"), number: 1.0}),
+        ("/feedback", {"transaction_id": f"no-{number}", "fraud": True}),
+    ]:
+        refused = client.post(path, json=body)
+        assert 400 <= refused.status_code < 500
+        assert number not in refused.text
+    (result,) = client.post("/score_batch", json={"transactions": [{**row, "amount": 21.0}]}).json()["results"]
+    assert result["transaction_id"] == row["transaction_id"]
+    assert number not in result["error"]
+
+
 def test_metrics_are_our_own(client: httpx.Client) -> None:
     client.post("/score", json=transaction(1, customer="metric"))
     text = client.get("/metrics").text
