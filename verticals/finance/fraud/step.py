@@ -23,6 +23,9 @@ from core.nn.folded import FoldedLinear, Layer
 from core.nn.sequence import RecallState, RecallStep
 from verticals.finance.fraud.model import FraudNet
 
+_LEAST, _MOST = 1e-300, 700.0
+"""Least chance of fraud, and minus the log of the least chance of none, of a member: beyond them float64 ends."""
+
 
 class ScoreStep(nn.Module):
     """One event of each of B cards: what a Session runs. Tensors only, no control flow that depends on data."""
@@ -105,8 +108,8 @@ class ScoreStep(nn.Module):
         either = torch.baddbmm(self._bias, hidden.view(-1, batch, width), self._out).double().sigmoid()
         card, terminal = either.view(num_sides, -1, batch, 2).unbind(0)  # [K, B, 2] chances of fraud and of none
         (fraud, none), (fraud_too, none_too) = card.unbind(2), terminal.unbind(2)
-        yes = torch.addcmul(fraud, none, fraud_too).sum(0)
-        return (yes / (none * none_too).sum(0)).log().float()
+        yes = torch.addcmul(fraud, none, fraud_too).clamp_min(_LEAST).sum(0)
+        return (yes / (none * none_too).clamp_min(math.exp(-_MOST)).sum(0)).log().float()
 
     def one(self, arrays: Mapping[str, NDArray[Any]]) -> Arrays:
         """`forward` for one card on the CPU, [1, ...] arrays by name: a session prefers it, for numpy's operations cost less."""
@@ -141,7 +144,7 @@ def _either(card: list[float], terminal: list[float]) -> float:
     yes = no = 0.0
     for one, other in zip(card, terminal, strict=True):
         none = max(one, 0.0) + math.log1p(math.exp(-abs(one))) + max(other, 0.0) + math.log1p(math.exp(-abs(other)))
-        none = min(max(none, 1e-300), 700.0)  # minus the log of no fraud on either side
+        none = min(max(none, _LEAST), _MOST)  # minus the log of no fraud on either side
         yes, no = yes - math.expm1(-none), no + math.exp(-none)
     return math.log(yes / no)
 

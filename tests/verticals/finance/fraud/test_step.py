@@ -99,6 +99,22 @@ def test_logits_far_from_zero_keep_their_size() -> None:
         assert differ(ScoreStep(net)) < 1e-3
 
 
+@pytest.mark.parametrize("bias", [-2000.0, -800.0, -700.0, 700.0, 800.0, 2000.0])
+def test_logits_beyond_float64_are_clamped_alike_alone_and_together(bias: float) -> None:
+    net = made()
+    with torch.no_grad():
+        for side in (net.of_card, net.of_terminal):
+            side.bias.fill_(bias)
+    step, features = ScoreStep(net), torch.randn(3, 7)
+    with torch.inference_mode():
+        together = step(features, torch.full((3,), 17_000.0, dtype=torch.float64), *net.initial(3))[0].numpy()
+    start = {spec.name: part.numpy() for spec, part in zip(step.state, net.initial(1), strict=True)}
+    alone = [step.one({"features": row[None], "time": np.array([17_000.0]), **start}) for row in features.numpy()]
+    assert np.isfinite(together).all()
+    assert (np.sign(together) == np.sign(bias)).all()
+    np.testing.assert_allclose(together, [one["logit"][0] for one in alone], rtol=1e-5)
+
+
 def test_the_step_exports_with_a_free_number_of_cards() -> None:
     step = ScoreStep(made())
     state = step.net.initial(2)
