@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import secrets
+import shutil
 import subprocess
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -46,6 +47,10 @@ class Run:
                 f"{path} is no run directory (config.yaml and code.json are missing); give one that `verticals train` made"
             )
         return cls(path)
+
+    def discard(self) -> None:
+        """Removes the directory."""
+        shutil.rmtree(self.path, ignore_errors=True)
 
     @property
     def application(self) -> str:

@@ -66,11 +66,15 @@ def train(
             [*settings, *([f"data.sources=[{', '.join(map(_quoted, data))}]"] if data else [])]
         )
         run = Run.create(Path(runs), application, config, recipe)
-    print(f"run {run.path}", file=sys.stderr)
-    if processes > 1:
-        launch(_train, processes, application, str(run.path), device)
-    else:
-        _train(application, str(run.path), device)
+    try:
+        if processes > 1:
+            launch(_train, processes, application, str(run.path), device)
+        else:
+            _train(application, str(run.path), device)
+    except BaseException:
+        if not resume and not (run.path / "data.json").exists():  # refused before it began: nothing to go on with
+            run.discard()
+        raise
     report = run.read_json("report.json")
     version = None
     if alias != "none":
@@ -103,6 +107,7 @@ def _train(application: str, path: str, device: str) -> None:
         task = app.task(config, data)
     if main:
         run.write_json("data.json", data.fingerprint)
+        print(f"run {run.path}", file=sys.stderr)
     with Log(run.path / "metrics.jsonl" if main else None, quiet=not main) as log:
         fit(task, data, config.fit, strategy=strategy, log=log, checkpointer=Checkpointer(run.path / "checkpoints"))  # type: ignore[attr-defined]
     if main:

@@ -110,6 +110,16 @@ def test_a_training_leaves_a_whole_run_and_a_candidate(
     assert figure["low"] <= figure["value"] <= figure["high"]
 
 
+def test_a_refused_training_leaves_nothing(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "few.csv"
+    path.write_text("TRANSACTION_ID,TX_DATETIME,CUSTOMER_ID,TERMINAL_ID,TX_AMOUNT,TX_FRAUD\n1,2026-01-01,a,b,2.5,0\n")
+    runs = tmp_path / "runs"
+    for words in (["--data", str(path)], ["--data", "nowhere.csv"], ["--device", "cuda:99"]):
+        assert cli.main(["train", NAME, *TINY, "--runs", str(runs), *words]) != 0
+        assert not [file for file in runs.rglob("*") if file.is_file()]
+        assert "Traceback" not in capsys.readouterr().err
+
+
 def test_a_finished_training_resumed_is_the_same_model(
     home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
