@@ -92,7 +92,7 @@ def precision_recall(rows: Mapping[str, Scored]) -> Plot:
         base = float(np.mean([scored.prevalence for scored in rows.values()]))
         axes.axhline(base, color=MUTED, linewidth=1.0, linestyle="--", label=f"by chance ({base:.2%})")
         axes.set(xlim=(0, 1), ylim=(0, 1.02), xlabel="recall", ylabel="precision")
-        axes.legend(loc="lower left")
+        axes.legend(loc="center left")
 
     return Plot("Precision and recall", _svg("precision-recall", draw), "Precision at every recall.", series)
 
