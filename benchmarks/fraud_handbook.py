@@ -221,8 +221,8 @@ def regime_logits(bench: Bench, regime: str) -> dict[str, list[Floats]]:
     given |= {"random forest": tuple(forest.items()), "XGBoost": settings}
     recipe = recipe_of(regime, quick=bench.quick)
     jobs = {NETWORK: [Job(network_logits, (week, recipe)) for week in weeks]}
-    if regime == "week":
-        taught = recipe_of(regime, quick=bench.quick, taught_days=TAUGHT_DAYS, epochs=1 if bench.quick else 2)
+    if regime == "week" and not bench.quick:
+        taught = recipe_of(regime, quick=False, taught_days=TAUGHT_DAYS, epochs=2)
         jobs[TAUGHT] = [Job(network_logits, (week, taught)) for week in weeks]
     jobs |= {name: [Job(peer_logits, (name, week, own)) for week in weeks] for name, own in given.items()}
     made = iter(bench.run([job for row in jobs.values() for job in row]))
@@ -275,8 +275,10 @@ def ablation(bench: Bench, *, draws: int) -> list[Record]:
     base = recipe_of("week", quick=bench.quick)
     variants: dict[str, dict[str, Any]] = {
         "as it is": {},
-        "sampler: 20 genuine per fraud, weights undo it": {"sampler": base.sampler.model_copy(update={"ratio": 20.0})},
-        "sampler: 20 genuine per fraud, weights left": {
+        "sampler: 20 genuine per fraud (a fifth of the steps), weights undo it": {
+            "sampler": base.sampler.model_copy(update={"ratio": 20.0})
+        },
+        "sampler: 20 genuine per fraud (a fifth of the steps), weights left": {
             "sampler": base.sampler.model_copy(update={"ratio": 20.0, "unbiased": False})
         },
         "focal loss, gamma 2": {"loss": base.loss.model_copy(update={"gamma": 2.0})},
