@@ -213,8 +213,8 @@ def _explained(bare: FraudPredictor) -> Callable[[], object]:
         states.advance(
             bare.session, np.zeros(1, np.int64), np.array([TODAY - back * DAY]), np.zeros((1, width), np.float32), met
         )
-    scaled = np.random.default_rng(1).normal(size=width).astype(np.float32)
-    return lambda: bare.occlusion(scaled, TODAY / DAY, met, 0.0, 3)
+    scaled = np.random.default_rng(1).normal(size=(1, width)).astype(np.float32)
+    return lambda: bare.occlusion(scaled, np.array([TODAY / DAY]), met, np.zeros(1), 3)
 
 
 # -- many events -------------------------------------------------------------------------------------------------------

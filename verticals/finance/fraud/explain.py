@@ -4,7 +4,7 @@ Everything goes through the Session, so the reasons hold for whatever runtime an
 that say the same in many windows; hiding it puts its features to their usual values. Hiding a past event takes it out
 of what the attention can look back to. Effects are differences of the logit: positive ones raised the score.
 
-Legend: F feature, T remembered state, V variant.
+Legend: N event, C cause, F feature, T remembered state, V variant.
 """
 
 from __future__ import annotations
@@ -36,10 +36,12 @@ CAUSES = (
 )
 """Prefix of a feature's name -> the cause it speaks for; the first that fits."""
 
-
 MOST_MEMBERS = 16
 """Features of a cause that are hidden alone to find the most telling one: of each statistic the window furthest from its
 usual value, then of each the second, and so on."""
+
+MOST_VARIANTS = 2048
+"""Variants of about so many events go through the Session together: bounds its memory."""
 
 
 class Effect(NamedTuple):
@@ -64,7 +66,7 @@ def _family(name: str) -> str:
 
 
 class Occlusion:
-    """Effects of causes and past events on one score."""
+    """Effects of causes and past events on scores, of many events in two calls of the Session."""
 
     def __init__(self, session: Session, names: Sequence[str], usual: NDArray[np.float32]) -> None:
         """
@@ -83,63 +85,85 @@ class Occlusion:
             mask[features] = True
 
     def __call__(
-        self, features: NDArray[np.float32], day: float, state: Arrays, logit: float, most: int
-    ) -> list[Effect]:
+        self,
+        features: NDArray[np.float32],
+        days: NDArray[np.float64],
+        state: Arrays,
+        logits: NDArray[np.float64],
+        most: int,
+    ) -> list[list[Effect]]:
         """
         Args:
-            features: [F] scaled.
-            day: time of the event, days.
-            state: the session's state inputs with a leading axis of one.
-            logit: the score they give.
-            most: how many effects to return.
+            features: [N, F] scaled.
+            days: [N] times of the events.
+            state: the session's state inputs, [N, ..]: what each event met.
+            logits: [N] the scores they give.
+            most: how many effects to return of each.
 
         Returns:
-            The largest effects, largest first; none below a hundredth of a logit.
+            The largest effects of each event, largest first; none below a hundredth of a logit.
         """
-        if not most:
-            return []
-        past = _without_each(state)
-        num_past = len(past["count"]) if past else 0
-        hidden = np.where(self._masks, self.usual, features).astype(np.float32)
-        variants = np.concatenate([hidden, np.broadcast_to(features, (num_past, len(features)))])
-        states = {
-            key: np.concatenate([np.repeat(value, len(hidden), axis=0), past[key]])
-            if past
-            else np.repeat(value, len(hidden), axis=0)
-            for key, value in state.items()
-        }
-        effects = logit - self._logits(variants, day, states)
-        found = [Effect(cause, -1, float(effect)) for cause, effect in zip(self.causes, effects, strict=False)]
-        found += [Effect("past event", num_past - i, float(effect)) for i, effect in enumerate(effects[len(hidden) :])]
-        found = sorted((e for e in found if abs(e.effect) >= 0.01), key=lambda e: -abs(e.effect))[:most]
-        return self._telling(found, features, day, state, logit)
+        size = max(1, MOST_VARIANTS // (len(self.causes) + most * MOST_MEMBERS))
+        found: list[list[Effect]] = []
+        for first in range(0, len(features) if most else 0, size):
+            part = slice(first, first + size)
+            given = {key: value[part] for key, value in state.items()}
+            found += self._effects(features[part], days[part], given, logits[part], most)
+        return found or [[] for _ in features]
+
+    def _effects(
+        self,
+        features: NDArray[np.float32],
+        days: NDArray[np.float64],
+        state: Arrays,
+        logits: NDArray[np.float64],
+        most: int,
+    ) -> list[list[Effect]]:
+        num_events, num_causes = len(features), len(self.causes)
+        owners, past = _without_each(state)
+        hidden = np.where(self._masks, self.usual, features[:, None]).reshape(-1, features.shape[1])
+        rows = np.repeat(np.arange(num_events), num_causes)
+        states = {key: np.concatenate([value[rows], past[key]]) for key, value in state.items()}
+        rows = np.concatenate([rows, owners])
+        effects = logits[rows] - self._logits(np.concatenate([hidden, features[owners]]), days[rows], states)
+        of_causes = effects[: num_events * num_causes].reshape(num_events, num_causes)
+        of_past = np.split(effects[num_events * num_causes :], np.searchsorted(owners, np.arange(1, num_events)))
+        found = []
+        for own, before in zip(of_causes.tolist(), of_past, strict=True):
+            every = [Effect(cause, -1, effect) for cause, effect in zip(self.causes, own, strict=True)]
+            every += [Effect("past event", len(before) - i, effect) for i, effect in enumerate(before.tolist())]
+            found.append(sorted((e for e in every if abs(e.effect) >= 0.01), key=lambda e: -abs(e.effect))[:most])
+        return self._telling(found, features, days, state, logits)
 
     def _telling(
-        self, found: list[Effect], features: NDArray[np.float32], day: float, state: Arrays, logit: float
-    ) -> list[Effect]:
+        self,
+        found: list[list[Effect]],
+        features: NDArray[np.float32],
+        days: NDArray[np.float64],
+        state: Arrays,
+        logits: NDArray[np.float64],
+    ) -> list[list[Effect]]:
         """The effects with, for each cause, the feature that does most in the cause's direction when hidden alone."""
         off = np.abs(features - self.usual)
-        members = {}
-        for effect in found:
-            if effect.cause in self.causes:
-                members[effect.cause] = self.candidates(effect.cause, off)
-        if not members:
+        wanted = [
+            (event, place, self.candidates(effect.cause, off[event]))
+            for event, effects in enumerate(found)
+            for place, effect in enumerate(effects)
+            if effect.cause in self.causes
+        ]
+        if not wanted:
             return found
-        places = np.concatenate(list(members.values()))
-        variants = np.repeat(features[None], len(places), axis=0)
-        variants[np.arange(len(places)), places] = self.usual[places]
-        states = {key: np.repeat(value, len(places), axis=0) for key, value in state.items()}
-        alone = logit - self._logits(variants, day, states)
-        starts = dict(zip(members, np.cumsum([0, *map(len, members.values())]).tolist(), strict=False))
-        told = []
-        for effect in found:
-            if effect.cause in members:
-                own = members[effect.cause]
-                first = starts[effect.cause]
-                best = np.argmax(alone[first : first + len(own)] * np.sign(effect.effect))
-                effect = effect._replace(place=int(own[best]))
-            told.append(effect)
-        return told
+        sizes = [len(members) for _, _, members in wanted]
+        rows = np.repeat([event for event, _, _ in wanted], sizes)
+        members = np.concatenate([members for _, _, members in wanted])
+        variants = features[rows]
+        variants[np.arange(len(rows)), members] = self.usual[members]
+        states = {key: value[rows] for key, value in state.items()}
+        alone = np.split(logits[rows] - self._logits(variants, days[rows], states), np.cumsum(sizes)[:-1])
+        for (event, place, own), effects in zip(wanted, alone, strict=True):
+            effect = found[event][place]
+            found[event][place] = effect._replace(place=int(own[np.argmax(effects * np.sign(effect.effect))]))
+        return found
 
     def candidates(self, cause: str, off: NDArray[np.float32]) -> NDArray[np.int64]:
         """Features of a cause to hide alone: of each family the furthest off first; `off` is [F], how far each is from usual."""
@@ -149,21 +173,23 @@ class Occlusion:
         rank = np.arange(len(order)) - np.searchsorted(family, family)
         return order[np.lexsort((-off[order], rank))[:MOST_MEMBERS]]
 
-    def _logits(self, variants: NDArray[np.float32], day: float, states: Arrays) -> NDArray[np.float64]:
-        results = self.session({"features": variants, "time": np.full(len(variants), day), **states})
-        return results["logit"].astype(np.float64)
+    def _logits(self, variants: NDArray[np.float32], days: NDArray[np.float64], states: Arrays) -> NDArray[np.float64]:
+        given: Arrays = {"features": variants.astype(np.float32, copy=False), "time": days, **states}
+        return self.session(given)["logit"].astype(np.float64)
 
 
-def _without_each(state: Arrays) -> Arrays | None:
-    """The state once for each remembered event, that event forgotten; oldest first. None where nothing is remembered."""
-    count = int(state["count"][0]) if "count" in state else 0
-    if not count:
-        return None
-    variants = {key: np.repeat(value, count, axis=0) for key, value in state.items()}
-    num_states = state["memory"].shape[1]
-    for i in range(count):
-        place = num_states - count + i
-        for key in ("memory", "times"):
-            variants[key][i, 1 : place + 1] = state[key][0, :place]
-    variants["count"] = np.full(count, count - 1, state["count"].dtype)
-    return variants
+def _without_each(state: Arrays) -> tuple[NDArray[np.int64], Arrays]:
+    """Each event's state once for each event that it remembers, that one forgotten, oldest first; and whose it is, [V]."""
+    if "count" not in state:
+        return np.zeros(0, np.int64), {key: value[:0] for key, value in state.items()}
+    count = state["count"]
+    owners = np.repeat(np.arange(len(count)), count)
+    variants = {key: value[owners] for key, value in state.items()}
+    places = np.arange(state["memory"].shape[1])
+    newest_of = np.repeat(np.cumsum(count), count)
+    forgotten = len(places) - (newest_of - np.arange(len(owners)))
+    moved = places - ((places >= 1) & (places <= forgotten[:, None]))
+    for key in ("memory", "times"):
+        variants[key] = state[key][owners[:, None], moved]
+    variants["count"] = (count[owners] - 1).astype(count.dtype)
+    return owners, variants

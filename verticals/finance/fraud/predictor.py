@@ -27,7 +27,6 @@ from verticals.finance.fraud import store as stores
 from verticals.finance.fraud.config import FraudConfig
 from verticals.finance.fraud.events import DAY, Events
 from verticals.finance.fraud.explain import Effect, Occlusion
-from verticals.finance.fraud.explain_many import effects_of_many
 from verticals.finance.fraud.features import Features
 from verticals.finance.fraud.features_event import History
 from verticals.finance.fraud.pasts import NONE, Pasts, Remembered, sides
@@ -273,10 +272,7 @@ class FraudPredictor:
     ) -> dict[int, list[Effect]]:
         """What moved the scores of these rows."""
         most, met = self.config.decision.num_reasons, {name: array[rows] for name, array in before.items()}
-        if len(rows) == 1:
-            row = int(rows[0])
-            return {row: self.occlusion(features[row], time[row] / DAY, met, float(logits[row]), most)}
-        found = effects_of_many(self.occlusion, features[rows], time[rows] / DAY, met, logits[rows], most)
+        found = self.occlusion(features[rows], time[rows] / DAY, met, logits[rows], most)
         return dict(zip(rows.tolist(), found, strict=True))
 
     def _reason(
@@ -361,7 +357,7 @@ class FraudPredictor:
             features = self.scorer.scaled(raw[:, None], extra)
             states, before = CardStates(self.layout), self.layout.zeros(1)
             logit = states.advance(self.session, np.zeros(1, np.int64), np.array([time]), features, before)
-            self.occlusion(features[0], time / DAY, before, float(logit[0]), self.config.decision.num_reasons)
+            self.occlusion(features, np.array([time / DAY]), before, logit, self.config.decision.num_reasons)
 
     def stream(self, chunks: Iterable[tuple[NDArray[Any], Events, Mapping[str, NDArray[Any]]]]) -> Iterator[Scores]:
         """Scores a file's rows in time order, from nothing remembered; memory holds the horizon's events, never the file.
