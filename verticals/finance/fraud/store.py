@@ -188,6 +188,10 @@ class Loaded(NamedTuple):
     expired: int = 0
     """Rows older than what `forget` dropped."""
 
+    def plus(self, other: Loaded) -> Loaded:
+        """The counts of both together."""
+        return Loaded(*(own + more for own, more in zip(self, other, strict=True)))
+
 
 class EventStore(Protocol):
     """Memory of the fraud service. All methods may be called from several threads.

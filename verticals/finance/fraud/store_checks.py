@@ -78,6 +78,19 @@ def fresh_events(events: Sequence[Event], known: Mapping[str, tuple[bytes, bytes
     return fresh
 
 
+def forget_before(before: int | None, retention: int | None, span: tuple[int, int] | None) -> int:
+    """Microseconds before which `forget` drops: what it was told, else the newest event's time less the retention.
+
+    Raises:
+        ValueError: neither is given.
+    """
+    if before is not None:
+        return before
+    if retention is None:
+        raise ValueError("say before which time to forget, or make the store with a retention")
+    return span[1] - retention if span else 0
+
+
 def pending(chunks: Iterable[Chunk], first: int, done: int) -> Iterator[tuple[int, Chunk, int]]:
     """(number of the row after the chunk, the rows not yet committed, rows passed over) for each chunk.
 

@@ -6,7 +6,6 @@ indexes so that a past is read from a few neighbouring pages; both commit in one
 
 from __future__ import annotations
 
-import json
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,7 +14,6 @@ from sqlite3 import Cursor
 from typing import Literal, Self
 
 import numpy as np
-from numpy.typing import NDArray
 
 from core.durable.journal import LOOKUP, SWEEP, Entry, Journal, KeyConflict
 from verticals.finance.fraud import store_embedded_states
@@ -37,10 +35,8 @@ from verticals.finance.fraud.store import (
     reused,
     unknown,
 )
-from verticals.finance.fraud.store_checks import check_commit, fresh_events, moved, pending
-
-STRIPES = 1 << 16
-"""Revisions kept in memory: cards that share one only cause a needless `Stale`."""
+from verticals.finance.fraud.store_checks import check_commit, forget_before, fresh_events, moved, pending
+from verticals.finance.fraud.store_embedded_pasts import StoredPasts
 
 SCHEMA = f"""
 CREATE TABLE events (seq INTEGER PRIMARY KEY, time INTEGER NOT NULL, customer INTEGER NOT NULL, terminal INTEGER NOT NULL,
@@ -59,26 +55,7 @@ INSERT INTO totals VALUES (0, 0, NULL, NULL, NULL);
 """
 
 INSERT = "INSERT INTO events VALUES (?, ?, ?, ?, ?, ?, ?)"
-HISTORY: dict[Side, str] = {
-    "customer": "SELECT customer, time, amount, terminal, fraud, seq FROM events INDEXED BY events_customer "
-    "WHERE customer = ? AND time BETWEEN ? AND ? AND seq < ? ORDER BY time, seq",
-    "terminal": "SELECT terminal, time, amount, customer, fraud, seq FROM events INDEXED BY events_terminal "
-    "WHERE terminal = ? AND time BETWEEN ? AND ? AND seq < ? ORDER BY time, seq",
-}
-PASTS: dict[Side, str] = {
-    "customer": "SELECT e.customer, e.time, e.amount, e.terminal, e.fraud, e.seq FROM json_each(?) j "
-    "CROSS JOIN events e INDEXED BY events_customer ON e.customer = j.value AND e.time >= ?",
-    "terminal": "SELECT e.terminal, e.time, e.amount, e.customer, e.fraud, e.seq FROM json_each(?) j "
-    "CROSS JOIN events e INDEXED BY events_terminal ON e.terminal = j.value AND e.time >= ?",
-}
-ROW = np.dtype([("code", "<i8"), ("time", "<i8"), ("amount", "<f8"), ("other", "<i8"), ("fraud", "i1"), ("seq", "<i8")])
-"""What both give."""
-NEWEST = (
-    "SELECT j.value, (SELECT time FROM events INDEXED BY events_customer WHERE customer = j.value ORDER BY time DESC LIMIT 1) "
-    "FROM json_each(?) j"
-)
 NEWEST_SEQ = "SELECT seq FROM events INDEXED BY events_customer WHERE customer = ? ORDER BY time DESC, seq DESC LIMIT 1"
-FOREVER = 2**63 - 1
 
 
 class EmbeddedStore:
@@ -98,37 +75,22 @@ class EmbeddedStore:
         self.retention = retention
         self._journal = Journal(path, schema=SCHEMA, layout="finance.fraud.store 2", synchronous=synchronous)
         self._states = store_embedded_states.VersionStates(self._journal)
-        self._revisions, self._changes = [0] * STRIPES, 0
+        self._pasts = StoredPasts(self._journal)
         self._mutex = threading.RLock()
 
     def answers(self, ids: Sequence[str]) -> dict[str, tuple[bytes, bytes | None]]:
         return {id: (kept.digest, kept.answer) for id, kept in self._journal.answers(ids).items()}
 
     def newest(self, customers: Sequence[int]) -> dict[int, int]:
-        rows = self._journal.rows(NEWEST, (_json(customers),))
-        return {customer: time for customer, time in rows if time is not None}
+        return self._pasts.newest(customers)
 
     def history(
         self, side: Side, code: int, since: int, *, until: int | None = None, before: int | None = None
     ) -> Past:
-        revision = self._revisions[_stripe(side, code)]  # before the rows: a commit in between makes this past stale
-        bounds = (FOREVER if bound is None else int(bound) for bound in (until, before))
-        return _past(np.array(self._journal.rows(HISTORY[side], (int(code), int(since), *bounds)), ROW), revision)
+        return self._pasts.history(side, code, since, until=until, before=before)
 
     def pasts(self, keys: Sequence[Key], since: int, *, known: Mapping[Key, int] | None = None) -> dict[Key, Past]:
-        held = known or {}
-        now = {key: self._revisions[_stripe(*key)] for key in keys}  # before the rows, as in history
-        found: dict[Key, Past] = {}
-        for side, query in PASTS.items():
-            codes = [key[1] for key in keys if key[0] == side and held.get(key) != now[key]]
-            if not codes:
-                continue
-            rows = np.array(self._journal.rows(query, (_json(codes), int(since))), ROW)
-            rows = rows[np.lexsort((rows["seq"], rows["time"], rows["code"]))]
-            lows, highs = (np.searchsorted(rows["code"], codes, side=end).tolist() for end in ("left", "right"))
-            for code, low, high in zip(codes, lows, highs, strict=True):
-                found[side, code] = _past(rows[low:high], now[side, code])
-        return found
+        return self._pasts.pasts(keys, since, known=known)
 
     def commit(
         self,
@@ -142,11 +104,11 @@ class EmbeddedStore:
     ) -> list[Committed]:
         check_commit(events, states, version, decisions, after)
         with self._change() as (cursor, changed):
-            before, revision = self._journal.last, self._changes + 1
+            before, revision = self._journal.last, self._pasts.changes + 1
             known = self._journal.answers([event.id for event in events])
             fresh = fresh_events(events, {id: (kept.digest, kept.answer) for id, kept in known.items()})
             if fresh:
-                if any(self._revisions[_stripe(side, code)] != seen for (side, code), seen in (expected or {}).items()):
+                if any(self._pasts.revision(key) != seen for key, seen in (expected or {}).items()):
                     raise Stale("a card's or terminal's past has changed since it was read")
                 self._check_order(fresh)
                 if after is not None and after < before:
@@ -174,7 +136,7 @@ class EmbeddedStore:
 
     def _check_order(self, fresh: Sequence[Event]) -> None:
         floor: int | None = self._journal.rows("SELECT floor FROM totals")[0][0]
-        newest = self.newest(list({event.customer for event in fresh}))
+        newest = self._pasts.newest(list({event.customer for event in fresh}))
         for event in fresh:
             edge = max((time for time in (newest.get(event.customer), floor) if time is not None), default=event.time)
             if event.time < edge:
@@ -203,9 +165,7 @@ class EmbeddedStore:
         with self._mutex:
             with self._journal.transaction() as cursor:
                 yield cursor, changed
-            self._changes += 1
-            for side, code in changed:
-                self._revisions[_stripe(side, code)] = self._changes
+            self._pasts.change(changed)
 
     def label(self, id: str, fraud: int, at: int) -> bool:
         with self._change() as (cursor, changed):
@@ -290,8 +250,8 @@ class EmbeddedStore:
                             "INSERT INTO sources VALUES (?, ?) ON CONFLICT DO UPDATE SET rows = excluded.rows",
                             (source, row),
                         )
-                    self._change_all()
-            total = Loaded(*(a + b for a, b in zip(total, done, strict=True)))
+                    self._pasts.change_all()
+            total = total.plus(done)
         return total
 
     def _load(self, cursor: Cursor, chunk: Chunk) -> Loaded:
@@ -333,7 +293,7 @@ class EmbeddedStore:
         if span is None or fresh.events.time[0] >= span[1]:
             return
         customers, places = np.unique(fresh.events.customer, return_index=True)
-        newest = self.newest(customers.tolist())
+        newest = self._pasts.newest(customers.tolist())
         for customer, place in zip(customers.tolist(), places.tolist(), strict=True):
             if fresh.events.time[place] < newest.get(customer, 0):
                 raise late(fresh.ids[place], int(fresh.events.time[place]), newest[customer])
@@ -352,17 +312,13 @@ class EmbeddedStore:
         return int(rows[0][0]) if rows else 0
 
     def forget(self, before: int | None = None, *, keep_ids: int = 0) -> int:
-        span = self.span()
-        if before is None:
-            if self.retention is None:
-                raise ValueError("say before which time to forget, or make the store with a retention")
-            before = span[1] - self.retention if span else 0
+        before = int(forget_before(before, self.retention, self.span()))
         with self._journal.transaction() as cursor:
-            cursor.execute("UPDATE totals SET floor = max(coalesce(floor, ?1), ?1)", (int(before),))
+            cursor.execute("UPDATE totals SET floor = max(coalesce(floor, ?1), ?1)", (before,))
         dropped, newest = 0, self.last
         for start in range(self._journal.rows("SELECT coalesce(min(seq), 1) FROM events")[0][0] - 1, newest, SWEEP):
             with self._journal.transaction() as cursor:
-                chosen = (start, min(start + SWEEP, newest), int(before))
+                chosen = (start, min(start + SWEEP, newest), before)
                 inside = "SELECT seq FROM events WHERE seq > ? AND seq <= ? AND time < ?"
                 cursor.execute(f"DELETE FROM labels WHERE event IN ({inside})", chosen)
                 cursor.execute(f"DELETE FROM events WHERE seq IN ({inside})", chosen)
@@ -371,13 +327,9 @@ class EmbeddedStore:
         with self._journal.transaction() as cursor:
             cursor.execute("UPDATE totals SET (oldest, newest) = (SELECT min(time), max(time) FROM events)")
         with self._mutex:
-            self._change_all()
-        self._journal.forget(int(before) - keep_ids)
+            self._pasts.change_all()
+        self._journal.forget(before - keep_ids)
         return dropped
-
-    def _change_all(self) -> None:
-        self._changes += 1
-        self._revisions = [self._changes] * STRIPES
 
     def verify(self) -> None:
         """As `Journal.verify`."""
@@ -391,21 +343,6 @@ class EmbeddedStore:
 
     def __exit__(self, *error: object) -> None:
         self.close()
-
-
-def _stripe(side: Side, code: int) -> int:
-    return hash((side, int(code))) % STRIPES
-
-
-def _json(codes: Iterable[int]) -> str:
-    return json.dumps([int(code) for code in codes])
-
-
-def _past(rows: NDArray[np.void], revision: int) -> Past:
-    time, amount, other, fraud, seq = (
-        np.ascontiguousarray(rows[name]) for name in ("time", "amount", "other", "fraud", "seq")
-    )
-    return Past(time, amount, other, fraud, seq, revision)
 
 
 def _plain(line: Decision) -> tuple[int, str, float, str, bytes, bytes]:

@@ -15,15 +15,12 @@ How durable an acknowledged commit is, the server decides: `appendonly yes` with
 from __future__ import annotations
 
 import struct
-import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
 from typing import Any, Self
 
 import numpy as np
 import redis
 
-from core.errors import CapacityError
 from verticals.finance.fraud.events import Events
 from verticals.finance.fraud.store import (
     Chunk,
@@ -44,15 +41,15 @@ from verticals.finance.fraud.store import (
 )
 from verticals.finance.fraud.store_checks import (
     behind,
-    beyond,
-    check_catch_up,
     check_commit,
+    forget_before,
     fresh_events,
     moved,
     pending,
     stateless,
 )
-from verticals.finance.fraud.store_redis_scripts import CATCH_UP, COMMIT, DROP, LABEL, TRIM
+from verticals.finance.fraud.store_redis_scripts import COMMIT, DROP, LABEL, TRIM
+from verticals.finance.fraud.store_redis_states import VersionStates, answering, code_bytes
 
 HEADER = 16
 """Bytes in front of a past: revision and newest time."""
@@ -67,8 +64,6 @@ READ_KEYS = 1_000
 """Pasts read by one command."""
 LOAD_ROWS = 2_000
 """Rows loaded by one script: the server answers nobody else meanwhile."""
-STAGE_SECONDS = 3600
-"""How long a slice of states waits for the next one."""
 
 
 class RedisStore:
@@ -88,14 +83,15 @@ class RedisStore:
         self.retention = retention
         self._prefix = f"{{{name}}}:".encode()
         self._redis: Any = redis.Redis.from_url(url)
-        self._commit, self._catch_up, self._label, self._trim, self._drop = map(
-            self._redis.register_script, (COMMIT, CATCH_UP, LABEL, TRIM, DROP)
+        self._states = VersionStates(self._redis, self._prefix)
+        self._commit, self._label, self._trim, self._drop = map(
+            self._redis.register_script, (COMMIT, LABEL, TRIM, DROP)
         )
-        with self._answering():
+        with answering():
             self._redis.ping()
 
     def answers(self, ids: Sequence[str]) -> dict[str, tuple[bytes, bytes | None]]:
-        with self._answering():
+        with answering():
             values = self._redis.mget([self._key("i:", id.encode()) for id in ids]) if ids else []
         found = {}
         for id, value in zip(ids, values, strict=True):
@@ -115,7 +111,7 @@ class RedisStore:
     def history(
         self, side: Side, code: int, since: int, *, until: int | None = None, before: int | None = None
     ) -> Past:
-        with self._answering():
+        with answering():
             value = self._redis.get(self._past(side, code))
         return _past(value, since, until=until, before=before)
 
@@ -131,7 +127,7 @@ class RedisStore:
         wanted = [key for key in keys if key not in same]
         for start in range(0, len(wanted), READ_KEYS):
             part = wanted[start : start + READ_KEYS]
-            with self._answering():
+            with answering():
                 values = self._redis.mget([self._past(*key) for key in part])
             found.update((key, _past(value, since)) for key, value in zip(part, values, strict=True))
         return found
@@ -140,7 +136,7 @@ class RedisStore:
         """These bytes of many pasts."""
         if not keys:
             return []
-        with self._answering(), self._redis.pipeline(transaction=False) as pipe:
+        with answering(), self._redis.pipeline(transaction=False) as pipe:
             for key in keys:
                 pipe.getrange(self._past(*key), first, last)
             values: list[bytes] = pipe.execute()
@@ -162,11 +158,11 @@ class RedisStore:
         for event in events:
             arguments += _event(event, event.digest)
         for customer, state in (states or {}).items():
-            arguments += [_code(customer), state]
+            arguments += [code_bytes(customer), state]
         for line in decisions:
             arguments += [LINE.pack(line.time, line.score, line.digest), line.version, line.decision, line.reasons]
         for (side, code), revision in (expected or {}).items():
-            arguments += [side[0].encode() + b":" + _code(code), int(revision)]
+            arguments += [side[0].encode() + b":" + code_bytes(code), int(revision)]
         word, *results = self._call(arguments)
         if word == b"mixed":  # an id is known: tell a repetition from a conflict, in the words of the embedded store
             fresh_events(events, self.answers([event.id for event in events]))
@@ -186,7 +182,7 @@ class RedisStore:
 
     def _call(self, arguments: list[Any]) -> list[Any]:
         """Run the commit script; returns what it says where that is not a refusal which loads meet too."""
-        with self._answering():
+        with answering():
             word, *results = self._commit(
                 keys=[self._prefix], args=["" if self.retention is None else self.retention, *arguments]
             )
@@ -200,14 +196,14 @@ class RedisStore:
         return [word, *results]
 
     def label(self, id: str, fraud: int, at: int) -> bool:
-        with self._answering():
-            word = self._label(keys=[self._prefix], args=[id, bytes([fraud + 1]), _code(at)])
+        with answering():
+            word = self._label(keys=[self._prefix], args=[id, bytes([fraud + 1]), code_bytes(at)])
         if word == b"unknown":
             raise unknown(id)
         return bool(word == b"changed")
 
     def labels_since(self, seq: int) -> list[LabelChange]:
-        with self._answering():
+        with answering():
             values = self._redis.lrange(self._key("labels"), seq, -1)
         floor, changes = self._total("floor"), []
         for number, value in enumerate(values, seq + 1):
@@ -218,62 +214,16 @@ class RedisStore:
         return changes
 
     def states(self, version: str, customers: Sequence[int]) -> States:
-        with self._answering(), self._redis.pipeline(transaction=True) as pipe:
-            pipe.hget(self._key("versions"), version)
-            if customers:
-                pipe.hmget(self._key("s:", version.encode()), [_code(customer) for customer in customers])
-            upto, *values = pipe.execute()
-        found = zip(customers, values[0] if customers else (), strict=True)
-        return States(int(upto or 0), {int(code): state for code, state in found if state is not None})
+        return self._states.read(version, customers)
 
     def catch_up(self, version: str, slices: Iterable[Mapping[int, bytes]], *, after: int, upto: int) -> None:
-        check_catch_up(after, upto)
-        stage, staged = uuid.uuid4().hex, 0
-        states: Mapping[int, bytes] = {}
-        try:
-            for following in slices:
-                if states:
-                    staged = self._write(version, states, after, upto, stage, staged, complete=False)
-                states = following
-            self._write(version, states, after, upto, stage, staged, complete=True)
-        except BaseException:
-            if staged:
-                with suppress(redis.RedisError):
-                    self._redis.unlink(self._key("stage:", stage.encode()))
-            raise
-
-    def _write(
-        self,
-        version: str,
-        states: Mapping[int, bytes],
-        after: int,
-        upto: int,
-        stage: str,
-        staged: int,
-        *,
-        complete: bool,
-    ) -> int:
-        """Run the script that catches up; returns how many states are on the stage."""
-        arguments: list[Any] = [version, int(after), int(upto), stage, staged, STAGE_SECONDS, int(complete)]
-        for customer, state in states.items():
-            arguments += [_code(customer), state]
-        with self._answering():
-            word, *said = self._catch_up(keys=[self._prefix], args=arguments)
-        if word == b"behind":
-            raise behind(version, *said)
-        if word == b"beyond":
-            raise beyond(upto, *said)
-        if word == b"lost":
-            raise Stale("the server lost states that were on their way to a version; catch up again")
-        return int(said[0])
+        self._states.catch_up(version, slices, after=after, upto=upto)
 
     def versions(self) -> dict[str, int]:
-        with self._answering():
-            return {name.decode(): int(upto) for name, upto in self._redis.hgetall(self._key("versions")).items()}
+        return self._states.versions()
 
     def drop_states(self, version: str) -> None:
-        with self._answering(), self._redis.pipeline(transaction=True) as pipe:
-            pipe.hdel(self._key("versions"), version).unlink(self._key("s:", version.encode())).execute()
+        self._states.drop(version)
 
     def decisions(self, after: int = 0, *, size: int = 1000) -> Iterator[list[tuple[int, Decision]]]:
         for rows in self._stream("decisions", after, size):
@@ -286,7 +236,7 @@ class RedisStore:
 
     def _stream(self, name: str, after: int, size: int) -> Iterator[list[tuple[int, dict[bytes, bytes]]]]:
         while True:
-            with self._answering():
+            with answering():
                 rows = self._redis.xrange(self._key(name), min=f"({after}-{2**63}", count=size)
             if not rows:
                 return
@@ -296,7 +246,7 @@ class RedisStore:
 
     def replay(self, after: int = 0, *, size: int = 100_000, ids: bool = False) -> Iterator[Replay]:
         for rows in self._stream("log", after, size):
-            with self._answering():
+            with answering():
                 changed = self._redis.hmget(self._key("fraud"), [seq for seq, _ in rows])
             logged = np.frombuffer(b"".join(fields[b"e"] for _, fields in rows), LOGGED)
             fraud = logged["fraud"] - 1
@@ -319,19 +269,19 @@ class RedisStore:
         return self._total("count") or 0
 
     def span(self) -> tuple[int, int] | None:
-        with self._answering():
+        with answering():
             oldest, newest = self._redis.hmget(self._key("totals"), ["oldest", "newest"])
         return None if oldest is None else (int(oldest), int(newest))
 
     def _total(self, name: str) -> int | None:
-        with self._answering():
+        with answering():
             value = self._redis.hget(self._key("totals"), name)
         return None if value is None else int(value)
 
     def load(self, chunks: Iterable[Chunk], *, source: str, first: int = 0) -> Loaded:
         total = Loaded()
         for row, chunk, passed in pending(chunks, first, self.loaded(source)):
-            total = _add(total, Loaded(rows=passed, resumed=passed))
+            total = total.plus(Loaded(rows=passed, resumed=passed))
             for start in range(0, len(chunk.ids), LOAD_ROWS):
                 part = chunk.rows(slice(start, start + LOAD_ROWS))
                 done = row - len(chunk.ids) + start + len(part.ids)
@@ -340,22 +290,18 @@ class RedisStore:
                 extras = part.extras or [None] * len(part.ids)
                 for *fields, digest in zip(part.ids, *columns, extras, part.digests(), strict=True):
                     arguments += _event(Event(*fields), digest)
-                total = _add(total, Loaded(len(part.ids), *self._call(arguments)[1]))
+                total = total.plus(Loaded(len(part.ids), *self._call(arguments)[1]))
         return total
 
     def loaded(self, source: str) -> int:
-        with self._answering():
+        with answering():
             rows = self._redis.hget(self._key("sources"), source)
         return int(rows or 0)
 
     def forget(self, before: int | None = None, *, keep_ids: int = 0) -> int:
-        span = self.span()
-        if before is None:
-            if self.retention is None:
-                raise ValueError("say before which time to forget, or make the store with a retention")
-            before = span[1] - self.retention if span else 0
+        before = forget_before(before, self.retention, self.span())
         dropped, oldest = 0, ""
-        with self._answering():
+        with answering():
             self._drop(keys=[self._prefix], args=[before, ""])
         for replay in self._stream("log", 0, LOAD_ROWS):
             arguments: list[Any] = []
@@ -365,10 +311,10 @@ class RedisStore:
                     arguments += [seq, fields[b"i"], max(0, (keep_ids - (before - time)) // 1000)]
                 else:
                     oldest = str(min(time, int(oldest or time)))
-            with self._answering():
+            with answering():
                 dropped += self._drop(keys=[self._prefix], args=[before, oldest, *arguments])
         for side in ("c:", "t:"):
-            with self._answering():
+            with answering():
                 for key in self._redis.scan_iter(match=self._key(side, b"*"), count=1000):
                     self._trim(keys=[key, self._key("clock")], args=[before])
         return dropped
@@ -386,20 +332,7 @@ class RedisStore:
         return self._prefix + kind.encode() + name
 
     def _past(self, side: Side, code: int) -> bytes:
-        return self._key(side[0] + ":", _code(code))
-
-    @contextmanager
-    def _answering(self) -> Iterator[None]:
-        try:
-            yield
-        except (redis.ConnectionError, redis.TimeoutError) as error:
-            raise CapacityError(
-                f"the Redis server does not answer ({error}); start it or correct the URL, then send again"
-            ) from error
-        except redis.OutOfMemoryError as error:
-            raise CapacityError(
-                "the Redis server is out of memory, nothing was written; raise maxmemory or shorten the retention"
-            ) from error
+        return self._key(side[0] + ":", code_bytes(code))
 
 
 def _past(value: bytes | None, since: int, *, until: int | None = None, before: int | None = None) -> Past:
@@ -416,10 +349,6 @@ def _past(value: bytes | None, since: int, *, until: int | None = None, before: 
     return Past(time, amount, other, (rows["fraud"] - 1).astype(np.int8), seq, struct.unpack_from("<q", given)[0])
 
 
-def _code(value: int) -> bytes:
-    return struct.pack("<q", int(value))
-
-
 def _optional(value: str | bytes | None) -> bytes:
     """A byte that says whether there is a value, then the value."""
     return b"\0" if value is None else b"\1" + (value.encode() if isinstance(value, str) else value)
@@ -428,7 +357,3 @@ def _optional(value: str | bytes | None) -> bytes:
 def _event(event: Event, digest: bytes) -> list[Any]:
     content = struct.pack("<qqqd", event.time, event.customer, event.terminal, event.amount)
     return [event.id, content, digest, bytes([event.fraud + 1]), _optional(event.answer), _optional(event.extra)]
-
-
-def _add(total: Loaded, part: Loaded) -> Loaded:
-    return Loaded(*(a + b for a, b in zip(total, part, strict=True)))

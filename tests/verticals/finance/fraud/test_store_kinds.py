@@ -15,7 +15,8 @@ from core.errors import ArtifactError, CapacityError
 from tests.servers import free_port, running_redis
 from tests.verticals.finance.fraud.test_store import CARD, SHOP, START, chunks, event, history
 from verticals.finance.fraud.store import Event, Stale
-from verticals.finance.fraud.store_embedded import HISTORY, PASTS, EmbeddedStore
+from verticals.finance.fraud.store_embedded import EmbeddedStore
+from verticals.finance.fraud.store_embedded_pasts import HISTORY, PASTS
 from verticals.finance.fraud.store_redis import RedisStore
 
 
