@@ -203,8 +203,8 @@ class TimeSeriesSampler:
         fresh[start, lane] = True
         mine = slice(rank, None, world_size)
         normalizer = float(weights.sum(dtype=np.float64)) / num_steps / world_size
-        for now in range(num_steps):
-            yield Chunk(rows[now, mine], lengths[now, mine], weights[now, mine], fresh[now, mine], normalizer)
+        for turn in range(num_steps):
+            yield Chunk(rows[turn, mine], lengths[turn, mine], weights[turn, mine], fresh[turn, mine], normalizer)
 
 
 def _deal(steps: Ints, num_lanes: int) -> tuple[Ints, Ints, int]:
@@ -212,7 +212,7 @@ def _deal(steps: Ints, num_lanes: int) -> tuple[Ints, Ints, int]:
     free = [(0, lane) for lane in range(num_lanes)]
     lane, start = np.zeros(len(steps), np.int64), np.zeros(len(steps), np.int64)
     for span, count in enumerate(steps.tolist()):
-        now, which = free[0]
-        lane[span], start[span] = which, now
-        heapq.heapreplace(free, (now + count, which))
-    return lane, start, max(now for now, _ in free)
+        turn, which = free[0]
+        lane[span], start[span] = which, turn
+        heapq.heapreplace(free, (turn + count, which))
+    return lane, start, max(turn for turn, _ in free)
