@@ -6,7 +6,7 @@ Every model is a function of one fold that gives a logit for each held row. Lege
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,8 @@ from core.evaluation.splits import DAY, Held
 from core.training.log import Log
 from core.training.loop import FitConfig, fit
 from core.training.optim import OptimConfig
+from verticals.finance.fraud.config import default
+from verticals.finance.fraud.data import batch_of
 from verticals.finance.fraud.events import Events
 from verticals.finance.fraud.model import FraudNet, ModelConfig, pooled
 from verticals.finance.fraud.task import Batch, FraudTask, LossConfig
@@ -42,18 +44,21 @@ class Fold:
     held: Held
 
 
+SHIPPED = default()
+
+
 @dataclass(frozen=True)
 class Recipe:
-    """How the network is trained; `default` is what the README's figures are of."""
+    """How the network is trained; as the shipped recipe `default` where nothing else is said."""
 
-    model: ModelConfig = field(default_factory=ModelConfig)
-    loss: LossConfig = field(default_factory=LossConfig)
-    sampler: SamplerConfig = field(default_factory=lambda: SamplerConfig(batch_size=64, chunk=32, context=16, span=48))
-    epochs: int = 4
+    model: ModelConfig = SHIPPED.model
+    loss: LossConfig = SHIPPED.loss
+    sampler: SamplerConfig = SHIPPED.sampler
+    epochs: int = SHIPPED.fit.epochs
     taught_days: int = 0
     """Days before the training days on which a forest speaks, see `network`; 0 is without."""
-    optim: OptimConfig = field(default_factory=lambda: OptimConfig(lr=2e-3, weight_decay=0.3, warmup=0.1, average=0.99))
-    seed: int = 0
+    optim: OptimConfig = SHIPPED.fit.optim
+    seed: int = SHIPPED.fit.seed
 
 
 HISTORY_DAYS = 28
@@ -92,12 +97,12 @@ class _Chunks:
         recipe: Recipe,
     ) -> None:
         end = int(np.searchsorted(events.time, fold.cutoff))
-        self.events, self.scaled, self.first, self.target = events, scaled, first, target
+        self.scaled, self.time, self.target = scaled, events.time[first:end], target[first:end]
         self.sampler = TimeSeriesSampler(
             recipe.sampler,
-            time=events.time[first:end],
+            time=self.time,
             group=events.customer[first:end],
-            label=(target[first:end] > RARE).astype(np.int8),
+            label=(self.target > RARE).astype(np.int8),
             cutoff=fold.cutoff,
             begin=begin,
         )
@@ -111,16 +116,7 @@ class _Chunks:
 
     def train(self, *, rank: int, world_size: int, epoch: int) -> Iterator[Batch]:
         for chunk in self.sampler.epoch(epoch, rank=rank, world_size=world_size):
-            real = np.arange(chunk.rows.shape[1]) < chunk.lengths[:, None]
-            yield Batch(
-                features=torch.from_numpy(self.scaled[chunk.rows] * real[:, :, None]),
-                time=torch.from_numpy(self.events.time[chunk.rows + self.first] / DAY * real),
-                target=torch.from_numpy(self.target[chunk.rows + self.first]),
-                weight=torch.from_numpy(chunk.weight),
-                lengths=torch.from_numpy(chunk.lengths),
-                fresh=torch.from_numpy(chunk.fresh),
-                normalizer=torch.tensor(chunk.normalizer, dtype=torch.float32),
-            )
+            yield batch_of(chunk, self.scaled, self.time, self.target)
 
 
 def network(

@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 
 from core.data.pipeline import CategoricalEncoder, DataPipeline, FeatureScaler
-from core.data.samplers import TimeSeriesSampler
+from core.data.samplers import Chunk, TimeSeriesSampler
 from core.errors import DataError
 from core.evaluation.splits import DAY, Held, Span, TimeSplit, check_split
 from verticals.finance.fraud.config import FraudConfig
@@ -190,16 +190,26 @@ class FraudData:
 
     def train(self, *, rank: int, world_size: int, epoch: int) -> Iterator[Batch]:
         """This rank's chunks of the cards' histories; see `TimeSeriesSampler`."""
-        columns = self._table[1]
+        columns, fraud = self._table[1], self.events.fraud == 1
         for chunk in self._sampler.epoch(epoch, rank=rank, world_size=world_size):
-            real = np.arange(chunk.rows.shape[1]) < chunk.lengths[:, None]
-            features = columns[chunk.rows] * real[:, :, None]
-            yield Batch(
-                features=torch.from_numpy(features),
-                time=torch.from_numpy(self.events.time[chunk.rows] / DAY * real),
-                target=torch.from_numpy((self.events.fraud[chunk.rows] == 1).astype(np.float32)),
-                weight=torch.from_numpy(chunk.weight),
-                lengths=torch.from_numpy(chunk.lengths),
-                fresh=torch.from_numpy(chunk.fresh),
-                normalizer=torch.tensor(chunk.normalizer, dtype=torch.float32),
-            )
+            yield batch_of(chunk, columns, self.events.time, fraud)
+
+
+def batch_of(chunk: Chunk, columns: NDArray[np.float32], time: NDArray[np.int64], fraud: NDArray[Any]) -> Batch:
+    """A sampler's chunk as the network takes it; padding has features and times of zero.
+
+    Args:
+        columns: [N, C] the network's input.
+        time: [N] microseconds.
+        fraud: [N] targets: true or false, or probabilities.
+    """
+    real = np.arange(chunk.rows.shape[1]) < chunk.lengths[:, None]
+    return Batch(
+        features=torch.from_numpy(columns[chunk.rows] * real[:, :, None]),
+        time=torch.from_numpy(time[chunk.rows] / DAY * real),
+        target=torch.from_numpy(fraud[chunk.rows].astype(np.float32)),
+        weight=torch.from_numpy(chunk.weight),
+        lengths=torch.from_numpy(chunk.lengths),
+        fresh=torch.from_numpy(chunk.fresh),
+        normalizer=torch.tensor(chunk.normalizer, dtype=torch.float32),
+    )
