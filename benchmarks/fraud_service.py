@@ -37,16 +37,25 @@ def trained(folder: Path) -> Path:
         return home
     home.mkdir()
     settings = ["--recipe", "debug", "--set", "fit.max_steps=20", "--runs", str(folder / "runs")]
+    _verticals(["train", NAME, *settings, "--alias", "production"], home)
+    return home
+
+
+def _verticals(arguments: list[str], home: Path) -> str:
+    """What the command prints, in a process of its own.
+
+    A shell stands between: a process counts the size of the one that started it as its own peak.
+    """
     done = subprocess.run(
-        [sys.executable, "-m", "pipelines.cli", "train", NAME, *settings, "--alias", "production"],
+        ["sh", "-c", '"$@"; exit $?', "sh", sys.executable, "-m", "pipelines.cli", *arguments],
         cwd=ROOT,
         env={**os.environ, "BENTOML_HOME": str(home)},
         capture_output=True,
         text=True,
     )
     if done.returncode:
-        raise SystemExit(f"training the debug model failed:\n{done.stderr}")
-    return home
+        raise SystemExit(f"verticals {arguments[0]} failed:\n{done.stderr}")
+    return done.stdout
 
 
 def over_http(quick: bool, folder: Path) -> list[Record]:
@@ -226,19 +235,7 @@ def _write(part: pa.Table, path: Path, *, days: int, times: int) -> int:
 
 
 def _predict(source: Path, target: Path, home: Path) -> tuple[float, float]:
-    """Seconds and peak bytes of the command in a process of its own.
-
-    A shell stands between: a process counts the size of the one that started it as its own peak.
-    """
-    command = [sys.executable, "-m", "pipelines.cli", "predict", NAME, "-i", str(source), "-o", str(target), "--json"]
+    """Seconds and peak bytes of the command."""
     start = time.perf_counter()
-    done = subprocess.run(
-        ["sh", "-c", '"$@"; exit $?', "sh", *command],
-        cwd=ROOT,
-        env={**os.environ, "BENTOML_HOME": str(home)},
-        capture_output=True,
-        text=True,
-    )
-    if done.returncode:
-        raise SystemExit(f"verticals predict failed:\n{done.stderr}")
-    return time.perf_counter() - start, json.loads(done.stdout)["peak_gib"] * 2**30
+    printed = _verticals(["predict", NAME, "-i", str(source), "-o", str(target), "--json"], home)
+    return time.perf_counter() - start, json.loads(printed)["peak_gib"] * 2**30
