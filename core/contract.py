@@ -59,12 +59,13 @@ class Estimate(NamedTuple):
 
 
 class Session(Protocol):
-    """A loaded network: named arrays in, named arrays out, whatever runtime is below."""
+    """A loaded network: named arrays in, named arrays out, whatever runtime is below. Several threads may call it."""
 
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
 
-    def __call__(self, arrays: Mapping[str, NDArray[Any]]) -> Arrays: ...
+    def __call__(self, arrays: Mapping[str, NDArray[Any]], *, out: Arrays | None = None) -> Arrays:
+        """`out` holds arrays of the results' shapes to write into (numpy's idiom: buffers that are used again)."""
 
 
 class Data(Protocol):
@@ -103,6 +104,10 @@ class Metrics(Protocol):
     def text(self) -> str:
         """For a terminal."""
 
+    @property
+    def answers(self) -> Arrays:
+        """[N, ...] what the Predictor answered to the split's samples, in order: floats are numbers, all else labels."""
+
     def record(self) -> dict[str, Any]:
         """JSON-able, with `figures` by name."""
 
@@ -110,6 +115,20 @@ class Metrics(Protocol):
         self, *, config: str, data: Mapping[str, Any], code: Mapping[str, Any], steps: Sequence[str]
     ) -> Sequence[Any]:
         """Sections of `core.evaluation.report`; `steps` are the lines of metrics.jsonl."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How far an artifact may stand from the network that it was made of."""
+
+    tensor: float
+    """Largest error of an output tensor, relative to the tensor's largest value."""
+    answers: Mapping[str, float]
+    """Of each answer: largest difference of a number, or share of labels that may differ."""
+    figure: str
+    """Name of the figure that is the score."""
+    drop: float
+    """How much of the score may be lost."""
 
 
 @dataclass(frozen=True)
@@ -130,8 +149,10 @@ class Application:
     """(Config, Data, Task) -> what ships beside the weights as JSON: preprocessing, calibration, thresholds."""
     model: Callable[[Any, Mapping[str, Any]], torch.nn.Module]
     """(Config, constants) -> the network without weights, built like `task.model`."""
-    deployed: Callable[[Any], torch.nn.Module]
-    """Network -> the form of it that a Session runs, with `inputs` and `outputs`; the network itself where it has them."""
+    forms: Mapping[str, Callable[[Any], torch.nn.Module]]
+    """Network -> a form of it that a Session runs, with `inputs` and `outputs`; the first is what a run is served as."""
+    limits: Mapping[str, Limits]
+    """What parity demands of an artifact, by its precision: `float32`, `bfloat16`, `int8`."""
     predictor: Callable[..., Predictor]
     """(Config, constants, session, version=...) -> Predictor; also threshold=..., where `verticals release` set one."""
     evaluate: Callable[..., Metrics]

@@ -9,6 +9,7 @@ from core import registry
 from core.contract import Application, Predictor
 from core.errors import ArtifactError
 from core.inference.model import build
+from core.inference.session import SessionConfig
 from core.run import Run
 from verticals import load
 
@@ -53,4 +54,4 @@ def open_model(
         path, name = found.path, found.version
         if as_released and found.threshold is not None:
             predictor["threshold"] = found.threshold
-    return Model(app, *build(app, path, name, device=device, **predictor), name, path)
+    return Model(app, *build(app, path, name, session=SessionConfig(device=device), **predictor), name, path)

@@ -18,6 +18,7 @@ from core.distributed.launch import launch
 from core.distributed.strategy import Strategy
 from core.errors import ConfigError
 from core.evaluation.report import write_report
+from core.inference.model import served
 from core.inference.session import TorchSession
 from core.run import Run
 from core.training.checkpoint import Checkpointer
@@ -115,13 +116,13 @@ def _train(application: str, path: str, device: str) -> None:
             finish(app, run, config, data, task)
 
 
-def finish(app: Application, run: Run, config: Any, data: Any, task: torch.nn.Module) -> None:
+def finish(app: Application, run: Run, config: Any, data: Any, task: Any) -> None:
     """From a trained task to a finished run: constants, weights, figures of the test days, report."""
     task.cpu().eval()
     constants = app.constants(config, data, task)
     run.write_json("constants.json", constants)
-    run.write_weights(task.model)  # type: ignore[arg-type]
-    predictor = app.predictor(config, constants, TorchSession(app.deployed(task.model)), version=run.path.name)
+    run.write_weights(task.model)
+    predictor = app.predictor(config, constants, TorchSession(served(app, task.model)), version=run.path.name)
     evaluation = app.evaluate(predictor, data, "test")
     record = {
         **evaluation.record(),

@@ -1,30 +1,76 @@
-"""Rebuilds a trained model from its directory: configuration, constants, weights, session, Predictor."""
+"""Rebuilds a trained model from its directory: configuration, constants, network, session, Predictor."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-from core.contract import Application
+import torch
+
+from core.contract import Application, Session
 from core.device import pick_device
-from core.inference.session import TorchSession
+from core.errors import ArtifactError
+from core.inference import artifact
+from core.inference.session import SessionConfig, TorchSession
 from core.run import Run, load_weights
 
 
-def build(app: Application, path: Path, name: str, *, device: str = "cpu", **predictor: Any) -> tuple[Any, Any]:
-    """The configuration and the Predictor of a run's or version's directory.
+def served(app: Application, network: torch.nn.Module) -> torch.nn.Module:
+    """The form of a network that a run is served as: the application's first."""
+    return next(iter(app.forms.values()))(network)
+
+
+def network_of(app: Application, path: Path) -> torch.nn.Module:
+    """The trained network of a run's or version's directory.
+
+    Raises:
+        ArtifactError: a file is missing or damaged, or was made by other code; or the directory is an artifact.
+    """
+    if artifact.is_artifact(path):
+        raise ArtifactError(
+            f"{path} is an exported artifact: what made it is needed here, a run or a version trained in torch"
+        )
+    model = app.model(config_of(app, path), Run(path).read_json("constants.json"))
+    load_weights(model, path / "model.safetensors")
+    return model
+
+
+def config_of(app: Application, path: Path) -> Any:
+    """The configuration that a directory was made with."""
+    return next(iter(app.recipes.values()))().from_yaml(Run(path).read_text("config.yaml"))
+
+
+def session_of(
+    app: Application, path: Path, *, form: str | None = None, config: SessionConfig | None = None
+) -> Session:
+    """A session over a run, a version, or an artifact, whose files are checked against their hashes.
+
+    Args:
+        form: of the network; the first where None. An artifact has one form.
+    """
+    config = config or SessionConfig()
+    if artifact.is_artifact(path):
+        record = artifact.read(path)
+        if record.application != app.name:
+            raise ArtifactError(f"{path} is an artifact of {record.application}, not of {app.name}")
+        return artifact.open_network(path, record, config)
+    network = network_of(app, path)
+    made = app.forms[form](network) if form else served(app, network)
+    return TorchSession(made, device=pick_device(config.device))
+
+
+def build(
+    app: Application, path: Path, name: str, *, session: SessionConfig | None = None, **predictor: Any
+) -> tuple[Any, Any]:
+    """The configuration and the Predictor of a run's, version's or artifact's directory.
 
     Args:
         name: what the Predictor calls the version.
+        session: how its network runs.
         predictor: further arguments of the application's Predictor.
 
     Raises:
         ArtifactError: a file is missing or damaged, or was made by other code.
     """
-    files = Run(path)
-    config = next(iter(app.recipes.values()))().from_yaml(files.read_text("config.yaml"))
-    constants = files.read_json("constants.json")
-    model = app.model(config, constants)
-    load_weights(model, path / "model.safetensors")
-    session = TorchSession(app.deployed(model), device=pick_device(device))
-    return config, app.predictor(config, constants, session, version=name, **predictor)
+    config, constants = config_of(app, path), Run(path).read_json("constants.json")
+    return config, app.predictor(config, constants, session_of(app, path, config=session), version=name, **predictor)

@@ -1,15 +1,97 @@
-"""Runs a network: named arrays in, named arrays out. Here is torch; other runtimes keep the same call."""
+"""Runs a network: named arrays in, named arrays out. Here is torch; ONNX Runtime, OpenVINO and TensorRT keep the same call.
+
+Every session checks its arrays against its TensorSpecs, may be called by several threads, and writes into `out` where
+that is given. `stream` keeps several calls under way at once: tiles of a board, windows of a volume.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any, Protocol, cast
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Literal, Protocol, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pydantic import Field
 
-from core.contract import Arrays, TensorSpec
+from core.config import Config
+from core.contract import Arrays, Session, TensorSpec
+
+Precision = Literal["float32", "bfloat16", "float16", "int8"]
+"""What a network computes in. `int8` is what was quantized; the rest of such a network runs in float32."""
+
+
+class SessionConfig(Config):
+    """How a session runs. What it computes, and how precisely, is the artifact's matter and part of its parity report."""
+
+    threads: int = Field(1, ge=1)
+    """Threads of one call. With more, runtimes on shared cores are often slower than with one."""
+    streams: int = Field(1, ge=1)
+    """Calls under way at the same time; each has buffers of its own."""
+    device: str = "cpu"
+    """`cpu`, `cuda` or `cuda:N`."""
+
+
+class Check:
+    """Arrays against TensorSpecs, quickly where they fit."""
+
+    def __init__(self, specs: Sequence[TensorSpec]) -> None:
+        self._specs = specs
+        self._plain = [(spec, np.dtype(spec.dtype), spec.shape[1:]) for spec in specs]
+
+    def __call__(self, arrays: Mapping[str, NDArray[Any]]) -> None:
+        """
+        Raises:
+            ValueError: an array is missing, is not what its TensorSpec says, or two differ in an axis of one name.
+        """
+        if len(arrays) != len(self._specs) or any(spec.name not in arrays for spec in self._specs):
+            raise ValueError(f"given arrays {sorted(arrays)}; needed are {[spec.name for spec in self._specs]}")
+        rows: dict[int | str, int] = {}
+        for spec, dtype, rest in self._plain:
+            array = arrays[spec.name]
+            if array.dtype != dtype or array.ndim == 0 or array.shape[1:] != rest or type(spec.shape[0]) is int:
+                spec.check(array)  # the whole rule, wherever the short one does not say yes
+            if spec.shape and rows.setdefault(spec.shape[0], len(array)) != len(array):
+                raise ValueError(
+                    f"{spec.name} has {len(array)} rows, others have {rows[spec.shape[0]]}; axis {spec.shape[0]} has to be one"
+                )
+
+
+def kept(results: Arrays, out: Arrays | None) -> Arrays:
+    """The results, written into `out` where that is given.
+
+    Raises:
+        ValueError: an array of `out` does not have its result's shape or type.
+    """
+    if out is None:
+        return results
+    for name, result in results.items():
+        if name not in out or out[name].shape != result.shape or out[name].dtype != result.dtype:
+            raise ValueError(f"out.{name} has to be {result.dtype}{list(result.shape)}")
+        np.copyto(out[name], result)
+    return out
+
+
+def stream(session: Session, batches: Iterable[Mapping[str, NDArray[Any]]], *, streams: int) -> Iterator[Arrays]:
+    """The session's answers in order, with up to `streams` calls under way at once and as many answers waiting."""
+    if streams == 1:
+        yield from map(session, batches)
+        return
+    with ThreadPoolExecutor(streams, thread_name_prefix="stream") as pool:
+        waiting: deque[Future[Arrays]] = deque()
+        try:
+            for arrays in batches:
+                waiting.append(pool.submit(session, arrays))
+                if len(waiting) > streams:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for late in waiting:
+                late.cancel()
 
 
 class Network(Protocol):
@@ -18,49 +100,52 @@ class Network(Protocol):
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
 
-    def __call__(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]: ...
+    def __call__(self, *tensors: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, ...]: ...
 
 
 class TorchSession:
-    """A network in eager torch, for inference only.
+    """A network in torch, for inference only.
 
     A network may have a method `one`, from named arrays of one row to named arrays: on the CPU it answers single rows.
     """
 
-    def __init__(self, model: torch.nn.Module, *, device: torch.device | None = None) -> None:
+    def __init__(
+        self, model: torch.nn.Module, *, device: torch.device | None = None, precision: Precision = "float32"
+    ) -> None:
         """
         Args:
             model: a `Network` that is a module; it is put into evaluation mode and onto `device` (default: CPU).
+            precision: `bfloat16` and `float16` run under autocast.
         """
         self._device = device or torch.device("cpu")
-        self._model = cast(Network, model.to(self._device).eval())
+        self._model = cast(Network, model.eval().to(self._device))
         self.inputs, self.outputs = self._model.inputs, self._model.outputs
-        self._plain = [(spec, np.dtype(spec.dtype), spec.shape[1:]) for spec in self.inputs]
+        self._check = Check(self.inputs)
+        self._lower = {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(precision)
         self._on_cpu = self._device.type == "cpu"
         self._one: Callable[[Mapping[str, NDArray[Any]]], Arrays] | None = (
-            getattr(self._model, "one", None) if self._on_cpu else None
+            getattr(self._model, "one", None) if self._on_cpu and not self._lower else None
         )
 
-    def __call__(self, arrays: Mapping[str, NDArray[Any]]) -> Arrays:
+    def __call__(self, arrays: Mapping[str, NDArray[Any]], *, out: Arrays | None = None) -> Arrays:
         """
         Raises:
             ValueError: an array is missing or is not what its TensorSpec says.
         """
-        if len(arrays) != len(self.inputs) or any(spec.name not in arrays for spec in self.inputs):
-            raise ValueError(f"given arrays {sorted(arrays)}; needed are {[spec.name for spec in self.inputs]}")
-        alone = self._one is not None
-        for spec, dtype, rest in self._plain:
-            array = arrays[spec.name]
-            if array.dtype != dtype or array.ndim == 0 or array.shape[1:] != rest or type(spec.shape[0]) is int:
-                spec.check(array)  # the whole rule, wherever the short one does not say yes
-            alone = alone and len(array) == 1
-        if alone and self._one is not None:
-            return self._one(arrays)
+        self._check(arrays)
+        if self._one is not None and all(len(array) == 1 for array in arrays.values()):
+            return kept(self._one(arrays), out)
         tensors = [torch.from_numpy(np.ascontiguousarray(arrays[spec.name])) for spec in self.inputs]
         if not self._on_cpu:
             tensors = [tensor.to(self._device) for tensor in tensors]
-        with torch.inference_mode():
-            results = self._model(*tensors)
+        lower: AbstractContextManager[object] = (
+            torch.autocast(self._device.type, dtype=self._lower) if self._lower else nullcontext()
+        )
+        with torch.inference_mode(), lower:
+            answer = self._model(*tensors)
+        results = (answer,) if isinstance(answer, torch.Tensor) else answer
+        if self._lower:
+            results = tuple(result.float() if result.dtype == self._lower else result for result in results)
         if not self._on_cpu:
             results = tuple(result.cpu() for result in results)
-        return {spec.name: result.numpy() for spec, result in zip(self.outputs, results, strict=True)}
+        return kept({spec.name: result.numpy() for spec, result in zip(self.outputs, results, strict=True)}, out)

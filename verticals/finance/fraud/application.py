@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from core.contract import Application
+from core.contract import Application, Limits
 from core.data.pipeline import DataPipeline
 from verticals.finance.fraud.config import RECIPES, FraudConfig
 from verticals.finance.fraud.data import FraudData
@@ -81,10 +80,12 @@ def example() -> Transaction:
     return Transaction.model_validate(Transaction.model_config["json_schema_extra"]["example"])  # type: ignore[index]
 
 
-def deployed(net: Any) -> torch.nn.Module:
-    """One event a card, with the carried state in and out."""
-    return ScoreStep(net)
-
+LIMITS = {
+    "float32": Limits(tensor=1e-3, answers={"score": 1e-3, "alert": 1e-3}, figure="auc_roc", drop=1e-4),
+    "bfloat16": Limits(tensor=0.05, answers={"score": 0.05, "alert": 2e-3}, figure="auc_roc", drop=2e-3),
+    "int8": Limits(tensor=0.2, answers={"score": 0.1, "alert": 2e-3}, figure="auc_roc", drop=2e-3),
+}
+"""A score is a probability; of int8 and bfloat16 some of the calls that were close may change."""
 
 APPLICATION = Application(
     name="finance.fraud",
@@ -94,7 +95,8 @@ APPLICATION = Application(
     task=task,
     constants=constants,
     model=model,
-    deployed=deployed,
+    forms={"step": ScoreStep},
+    limits=LIMITS,
     predictor=FraudPredictor,
     evaluate=evaluate,
     samples=lambda config, source: FraudData(config, sources=[source]),

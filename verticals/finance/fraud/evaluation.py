@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import yaml
 
+from core.contract import Arrays
 from core.evaluation.bootstrap import Figures, measure
 from core.evaluation.calibration import Calibration
 from core.evaluation.metrics import detection
@@ -35,8 +36,15 @@ class Evaluation:
     figures: Figures
     decided: Threshold
     """What the model's threshold does on these days."""
+    score: np.ndarray
+    """[N] probabilities, in the order of the split's events."""
     calibrated: Scored
     uncalibrated: Scored
+
+    @property
+    def answers(self) -> Arrays:
+        """Of every event of the split: its probability, and whether it is alerted."""
+        return {"score": self.score, "alert": self.score >= self.decided.threshold}
 
     def record(self) -> dict[str, Any]:
         """JSON-able: `figures` by name with intervals and counts, `threshold` with what it does."""
@@ -119,7 +127,7 @@ def evaluate(predictor: FraudPredictor, data: FraudData, split: str) -> Evaluati
     budget = predictor.config.decision.alerts_per_day or ALERT_SHARE * len(held) / calibrated.num_days
     figures = measure(calibrated, detection(alerts_per_day=round(budget, 1)), draws=DRAWS)
     uncalibrated = held.scored(Calibration().apply(logit))
-    return Evaluation(split, figures, effect(calibrated, predictor.threshold), calibrated, uncalibrated)
+    return Evaluation(split, figures, effect(calibrated, predictor.threshold), score, calibrated, uncalibrated)
 
 
 def constants(config: FraudConfig, data: FraudData, task: Any) -> dict[str, Any]:

@@ -39,4 +39,4 @@ def trained(*changes: str) -> Trained:
     with Log(None, quiet=True) as log:
         fit(task, data, config.fit, strategy=Strategy(torch.device("cpu")), log=log)  # type: ignore[attr-defined]
     constants = APPLICATION.constants(config, data, task)
-    return Trained(config, data, dict(constants), TorchSession(APPLICATION.deployed(task.model)))  # type: ignore[arg-type]
+    return Trained(config, data, dict(constants), TorchSession(APPLICATION.forms["step"](task.model)))  # type: ignore[arg-type]

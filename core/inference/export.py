@@ -1,0 +1,135 @@
+"""Writes a network for a runtime. One graph is the source of all: torch.export, then ONNX, then OpenVINO or TensorRT.
+
+Names of the graph's values survive in ONNX and OpenVINO: parity finds by them the first layer where an artifact departs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+from torch.export import ExportedProgram
+
+from core.contract import TensorSpec
+from core.errors import ArtifactError
+from core.inference import program as programs
+from core.inference.artifact import NETWORK_FILES, Format
+from core.inference.session import Precision
+
+if TYPE_CHECKING:
+    import onnx
+
+OPSET = 20
+"""Of ONNX: the newest that ONNX Runtime, OpenVINO and TensorRT of this year all read."""
+
+
+def write_network(
+    network: nn.Module, folder: Path, format: Format, *, precision: Precision = "float32"
+) -> ExportedProgram:
+    """Writes the network's files (`NETWORK_FILES`) into the folder.
+
+    Args:
+        network: a form of an application's network, with `inputs` and `outputs`.
+        precision: what a TensorRT engine computes in; other formats hold float32 here.
+
+    Returns:
+        The graph whose names the files keep.
+
+    Raises:
+        ArtifactError: the network cannot be exported; says why, and the line.
+    """
+    program = programs.trace(network)
+    if format == "torch":
+        programs.save(program, folder)
+        return program
+    made = to_onnx(program, network.inputs, network.outputs)  # type: ignore[arg-type]
+    import onnx
+
+    path = folder / "model.onnx"
+    onnx.save(made.proto, path)
+    if format == "openvino":
+        to_openvino(path, folder / "model.xml")
+        path.unlink()
+    elif format == "tensorrt":
+        from core.inference.session_tensorrt import build_engine
+
+        sizes: Mapping[str, Any] = getattr(network, "ranges", {})
+        build_engine(path, folder / NETWORK_FILES[format][0], precision=precision, sizes=sizes)
+        path.unlink()
+    return made.program
+
+
+class Onnx:
+    """An ONNX graph and the exported program that its values are named after."""
+
+    def __init__(self, proto: onnx.ModelProto, program: ExportedProgram) -> None:
+        self.proto, self.program = proto, program
+
+
+def to_onnx(program: ExportedProgram, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]) -> Onnx:
+    """
+    Raises:
+        ArtifactError: an operation has no counterpart in ONNX; it and its line are named.
+    """
+    import torch.onnx
+
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        try:
+            made = torch.onnx.export(
+                program,
+                input_names=[spec.name for spec in inputs],
+                output_names=[spec.name for spec in outputs],
+                opset_version=OPSET,
+                dynamo=True,
+                verbose=False,
+            )
+        except Exception as error:  # the exporter's kinds are its own
+            raise _unsupported(error) from error
+    assert made is not None and made.exported_program is not None
+    proto, found = made.model_proto, made.exported_program
+    for node in [*proto.graph.node, *(node for function in proto.functions for node in function.node)]:
+        del node.metadata_props[:]  # they hold paths of the machine
+        node.doc_string = ""
+    return Onnx(proto, found)
+
+
+def to_openvino(source: Path, target: Path) -> None:
+    """An ONNX file as OpenVINO's `.xml` and `.bin`, in the types that it has (OpenVINO would make float16 of them).
+
+    Raises:
+        ArtifactError: OpenVINO refuses the network; its words are given.
+    """
+    import openvino as ov
+
+    try:
+        ov.save_model(ov.convert_model(str(source)), str(target), compress_to_fp16=False)
+    except Exception as error:  # its errors are RuntimeErrors and its frontends' own
+        raise ArtifactError(f"OpenVINO cannot read {source.name}: {str(error).strip()[:300]}") from error
+
+
+def _unsupported(error: Exception) -> ArtifactError:
+    texts = []
+    cause: BaseException | None = error
+    while cause is not None:
+        texts.append(str(cause))
+        cause = cause.__cause__ or cause.__context__
+    whole = "\n".join(texts)
+    operations = re.findall(r"(?:target=|No ONNX function found for <OpOverload\(op=')([\w.:]+)", whole)
+    lines = [
+        found
+        for found in re.findall(r'File "([^"]+)", line (\d+), in \w+\n\s*(.*)', whole)
+        if "/torch/" not in found[0]
+    ]
+    reason = next((line.strip() for line in reversed(texts) for line in line.splitlines() if line.strip()), "")
+    what = f"{operations[0]} has no counterpart in ONNX" if operations else reason[:300]
+    where = f" At {Path(lines[-1][0]).name}:{lines[-1][1]}: {lines[-1][2].strip()}." if lines else ""
+    return ArtifactError(
+        f"the network cannot become ONNX: {what}.{where} Write that line with other operations, or export --format torch"
+    )

@@ -1,0 +1,164 @@
+"""A network as a graph: what every other format is made of, and what says where in the source an operation stands.
+
+The graph is torch.export's, kept as JSON beside the weights as safetensors: nothing is pickled.
+"""
+
+from __future__ import annotations
+
+import re
+import traceback
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+
+from core.contract import TensorSpec
+from core.errors import ArtifactError
+
+PARAMETER, BUFFER, CONSTANT = "parameter:", "buffer:", "constant:"
+"""What names in the weights' file begin with; constants are the graph's own tensors."""
+
+
+class _Positional(nn.Module):
+    """A network called with its tensors in order, whatever its own signature is."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        results = self.network(*tensors)
+        return (results,) if isinstance(results, Tensor) else tuple(results)
+
+
+def example(inputs: Sequence[TensorSpec], sizes: Mapping[str, int] | None = None) -> tuple[Tensor, ...]:
+    """Zeros of the specs' shapes; a free axis is 2 long where `sizes` does not say otherwise."""
+    return tuple(
+        torch.zeros(
+            [axis if isinstance(axis, int) else (sizes or {}).get(axis, 2) for axis in spec.shape],
+            dtype=getattr(torch, spec.dtype),
+        )
+        for spec in inputs
+    )
+
+
+def trace(network: nn.Module) -> ExportedProgram:
+    """The network's graph, its free axes left free.
+
+    Args:
+        network: with `inputs` and `outputs`; `sizes`, where it has that, gives lengths of free axes that it can take.
+
+    Raises:
+        ArtifactError: it cannot be exported; says why, and the line.
+    """
+    inputs: tuple[TensorSpec, ...] = network.inputs  # type: ignore[assignment]
+    axes = {axis: Dim(axis) for spec in inputs for axis in spec.shape if isinstance(axis, str)}
+    dynamic = tuple(
+        {place: axes[axis] for place, axis in enumerate(spec.shape) if isinstance(axis, str)} for spec in inputs
+    )
+    tensors = example(inputs, getattr(network, "sizes", None))
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of torch's own making; what matters is raised
+        try:
+            program = torch.export.export(_Positional(network.eval()), tensors, dynamic_shapes=(dynamic,))
+        except Exception as error:  # torch raises some twenty kinds, its users' code any
+            raise _refused(network, error) from error
+    return program
+
+
+def save(program: ExportedProgram, folder: Path) -> None:
+    """`program.json` and `model.safetensors`."""
+    from torch._export.serde.serialize import serialize  # private; tests/core/inference/test_program.py holds it
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        graph = serialize(program).exported_program
+    (folder / "program.json").write_bytes(graph)
+    tensors = {
+        (PARAMETER if isinstance(tensor, nn.Parameter) else BUFFER) + name: tensor
+        for name, tensor in program.state_dict.items()
+    }
+    tensors |= {CONSTANT + name: tensor for name, tensor in program.constants.items() if isinstance(tensor, Tensor)}
+    save_file(
+        {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()},
+        folder / "model.safetensors",
+    )
+
+
+def load(folder: Path) -> ExportedProgram:
+    """
+    Raises:
+        ArtifactError: a file is missing or damaged, or was made by a torch whose graphs this one does not read.
+    """
+    from torch._export.serde.serialize import SerializedArtifact, deserialize
+
+    try:
+        tensors = load_file(folder / "model.safetensors")
+        named: dict[str, dict[str, Tensor]] = {PARAMETER: {}, BUFFER: {}, CONSTANT: {}}
+        for name, tensor in tensors.items():
+            kind, colon, rest = name.partition(":")
+            named[kind + colon][rest] = nn.Parameter(tensor, False) if kind + colon == PARAMETER else tensor
+        state = named[PARAMETER] | named[BUFFER]
+        graph = (folder / "program.json").read_bytes()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            made: ExportedProgram = deserialize(SerializedArtifact(graph, state, named[CONSTANT], None))  # type: ignore[arg-type]
+    except Exception as error:  # damage shows in many ways
+        raise ArtifactError(
+            f"{folder}: the exported network cannot be loaded ({type(error).__name__}: {str(error)[:200]}); export it again"
+        ) from error
+    return made
+
+
+class ExportedNetwork(nn.Module):
+    """The graph of a directory as a network that a TorchSession runs."""
+
+    def __init__(self, folder: Path, *, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> None:
+        super().__init__()
+        self.inputs, self.outputs = tuple(inputs), tuple(outputs)
+        self.graph = load(folder).module()
+
+    def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        results: tuple[Tensor, ...] = self.graph(*tensors)
+        return results
+
+    def train(self, mode: bool = True) -> ExportedNetwork:
+        """An exported graph has one mode, evaluation: asked for training it stays as it is."""
+        return self
+
+
+def place_of(node: torch.fx.Node) -> str:
+    """Module path and source line of a graph's node: `net.of_card.first (model.py:71: hidden = ...)`."""
+    modules = [path for path, _ in (node.meta.get("nn_module_stack") or {}).values()]
+    path = modules[-1] if modules else ""
+    path = re.sub(r"^(L\['self'\]\.)?network\.?", "", path) or "the network itself"
+    found = re.findall(r'File "([^"]+)", line (\d+), in \w+\n\s*(.*)', node.meta.get("stack_trace") or "")
+    return f"{path} ({_line(*found[-1])})" if found else path
+
+
+def _line(file: str, number: str | int | None, code: str | None) -> str:
+    return f"{Path(file).name}:{number}: {(code or '').strip()}"
+
+
+def _refused(network: nn.Module, error: Exception) -> ArtifactError:
+    """Why torch.export refuses a network, in its first line, and the last line of code that is not torch's."""
+    reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    torch_folder = str(Path(torch.__file__).parent)
+    own = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if not frame.filename.startswith((torch_folder, "<")) and frame.filename != __file__
+    ]
+    told = re.findall(r'File "([^"]+)", line (\d+), in \w+\n\s*(.*)', str(error))
+    told = [found for found in told if not found[0].startswith(torch_folder) and found[0] != __file__]
+    where = (
+        _line(*told[-1]) if told else _line(own[-1].filename, own[-1].lineno, own[-1].line) if own else "no line known"
+    )
+    return ArtifactError(
+        f"{type(network).__name__} cannot be exported: {reason[:300]} At {where}. "
+        "Write that line without control flow that depends on data, or leave the part to the Predictor"
+    )
