@@ -33,9 +33,10 @@ from numpy.typing import NDArray
 
 from benchmarks.fraud_service import bounded_memory, over_http
 from benchmarks.fraud_state import carried_state, given_events
-from benchmarks.tables import Record, goal, interleaved, keep, quantiles, table
+from benchmarks.tables import Record, goal, keep, table
 from core.data.transforms import FeatureScaler
 from core.device import machine
+from core.inference.timing import interleaved, quantiles
 from verticals.finance.fraud.events import DAY, Events
 from verticals.finance.fraud.features import SPREAD_FLOOR, Block, Entity, FeatureConfig, Features
 from verticals.finance.fraud.features_event import History

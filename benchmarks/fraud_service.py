@@ -21,7 +21,8 @@ import pyarrow as pa
 import pyarrow.compute
 import pyarrow.parquet
 
-from benchmarks.tables import Record, Taken, quantiles, table
+from benchmarks.tables import Record, table
+from core.inference.timing import Taken, quantiles
 
 NAME = "finance.fraud"
 ROOT = Path(__file__).resolve().parents[1]

@@ -17,7 +17,8 @@ import pyarrow.parquet
 import torch
 import torch.nn.functional as F
 
-from benchmarks.tables import Record, goal, interleaved, quantiles, table
+from benchmarks.tables import Record, goal, table
+from core.inference.timing import interleaved, quantiles
 from verticals.finance.fraud.events import Events
 from verticals.finance.fraud.features import FeatureConfig, Features
 from verticals.finance.fraud.model import FraudNet, ModelConfig, pooled

@@ -43,5 +43,9 @@ class ArtifactError(VerticalsError):
     """A model that is missing, damaged, of another application, or of a layout this code does not read."""
 
 
+class ParityError(ArtifactError):
+    """An artifact that does not answer as the network that it was made of; the message says where it departs."""
+
+
 class CapacityError(VerticalsError):
     """A request that would exceed a stated limit of memory, time or size."""

@@ -31,7 +31,7 @@ LAYOUT = 1
 """Of the version's directory and of the alias file; another number is refused."""
 
 FILES = ("config.yaml", "constants.json", "data.json", "model.safetensors", "report.json", "report.html")
-"""What a version consists of, beside `manifest.json` and BentoML's own `model.yaml`."""
+"""What a version made of a run consists of, beside `manifest.json` and BentoML's own `model.yaml`."""
 
 _NAME = re.compile(r"[a-z0-9](?:[-._a-z0-9]{0,61}[a-z0-9])?")
 _VERSION = re.compile(r"\d{8}t\d{6}-[0-9a-f]{8}")
@@ -76,16 +76,19 @@ def alias_file() -> Path:
 
 
 def register(run_directory: Path, application: str) -> str:
-    """Copies a finished run into the model store. The version appears whole or not at all.
+    """Copies a finished run, or an exported artifact, into the model store. The version appears whole or not at all.
 
     Returns:
         The new version's name.
 
     Raises:
-        ArtifactError: the run is unfinished (the missing file is named) or belongs to another application.
+        ArtifactError: the run is unfinished (the missing file is named) or belongs to another application; the artifact
+            has no report of parity that passed on these very files.
     """
     _checked(application, "application")
-    for name in (*FILES, "code.json"):
+    exported = (run_directory / "artifact.json").is_file()
+    parts = _of_artifact(run_directory, application) if exported else FILES
+    for name in (*parts, "code.json"):
         if not (run_directory / name).is_file():
             raise ArtifactError(
                 f"{run_directory} has no {name}: the training did not finish; run `verticals train {application}`"
@@ -102,7 +105,7 @@ def register(run_directory: Path, application: str) -> str:
     with tempfile.TemporaryDirectory(prefix="staging-", dir=home) as staging:
         files = Path(staging) / "files"
         files.mkdir()
-        for name in FILES:
+        for name in parts:
             shutil.copyfile(run_directory / name, files / name)
         manifest = {
             "layout": LAYOUT,
@@ -110,7 +113,7 @@ def register(run_directory: Path, application: str) -> str:
             "created": created.isoformat(),
             "code": code,
             "files": {
-                name: {"sha256": _sha256(files / name), "bytes": (files / name).stat().st_size} for name in FILES
+                name: {"sha256": _sha256(files / name), "bytes": (files / name).stat().st_size} for name in parts
             },
         }
         text = json.dumps(manifest, indent=1, ensure_ascii=False)
@@ -128,6 +131,30 @@ def register(run_directory: Path, application: str) -> str:
         _sync(target.parent)
         _replace(target.parent / "latest", version)
     return version
+
+
+def _of_artifact(path: Path, application: str) -> tuple[str, ...]:
+    """The files of an exported artifact whose parity was shown.
+
+    Raises:
+        ArtifactError: no report, one that failed, or one about other files.
+    """
+    record = _read_json(path / "artifact.json")
+    if record.get("application") != application:
+        raise ArtifactError(f"{path} is an artifact of {record.get('application')}, not of {application}")
+    again = f"export it again with: verticals export {application}"
+    if not (path / "parity.json").is_file():
+        raise ArtifactError(f"{path} has no parity report: nobody has shown that it answers as its model; {again}")
+    parity = _read_json(path / "parity.json")
+    if parity.get("passed") is not True:
+        raise ArtifactError(
+            f"{path} did not pass parity ({'; '.join(parity.get('findings') or ['no reason given'])}); {again}"
+        )
+    names = sorted(record.get("files") or {})
+    for name in {*names} - {"parity.json", "report.json", "report.html"}:
+        if not (path / name).is_file() or _sha256(path / name) != (parity.get("files") or {}).get(name):
+            raise ArtifactError(f"{path}: {name} is not what parity was shown for; {again}")
+    return (*names, "artifact.json")
 
 
 def versions(application: str) -> list[Version]:

@@ -1,73 +1,224 @@
-"""`verticals bench`: what a model costs on this machine."""
+"""`verticals bench`: what models cost on this machine, and what they score, side by side."""
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 import time
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 
+from core.contract import Arrays, TensorSpec
 from core.device import machine, peak_bytes
 from core.errors import ConfigError
-from pipelines.model import open_model
+from core.inference.model import build, config_of, session_of
+from core.inference.recording import Recorder
+from core.inference.session import SessionConfig
+from core.inference.timing import Taken, interleaved
+from core.training.log import working
+from pipelines.model import Place, find, samples, size_of
+
+ROWS_KEPT = 64
+"""Rows of a call whose arrays are repeated to make a batch."""
 
 
 def bench(
-    application: str, *, version: str = "production", run: str | None = None, requests: int = 500
+    models: Sequence[str],
+    *,
+    requests: int = 500,
+    batches: Sequence[int] = (1, 32, 256),
+    threads: Sequence[int] = (1,),
+    input: str | None = None,
+    split: str = "test",
+    score: bool = True,
 ) -> dict[str, Any]:
-    """Latency of the network's step for one item and throughput by batch, one thread, example arrays of the right shape.
+    """Latency and throughput of the networks on real inputs, in turns in one process; load time and peak memory of each
+    in a process of its own; the score of each from the same samples.
+
+    Args:
+        models: runs, artifacts or `APPLICATION[:VERSION]`, all of one application and with the same tensors.
+        requests: calls of one item that are timed; larger batches get fewer.
+        batches: items a call.
+        threads: threads of one call.
+        input: a labelled file that the samples are taken from; without it the `split` of the first model's own data.
+        score: False leaves the scores out.
 
     Raises:
         ArtifactError: no such model, or it is damaged.
+        ConfigError: models of several applications, or options out of range.
     """
+    _check(requests, batches, threads)
+    places = [find(model) for model in models]
+    if len({place.app.name for place in places}) > 1:
+        raise ConfigError(
+            f"models of {', '.join(sorted({p.app.name for p in places}))}; one bench compares one application's"
+        )
+    labels = _labels(places)
+    with working("samples, and the score of each model"):
+        given, scores = _samples(places, labels, input, split, score)
+    rows: list[dict[str, Any]] = []
+    with working("latency, in turns"):
+        for count in threads:
+            rows += _latency(places, labels, given, requests, batches, count)
+    costs = {label: _cost(place) for label, place in zip(labels, places, strict=True)}
+    text = "\n\n".join([_cost_table(costs, scores), _latency_table(rows)])
+    return {"models": costs, "scores": scores, "rows": rows, "machine": machine(), "text": text}
+
+
+def _check(requests: int, batches: Sequence[int], threads: Sequence[int]) -> None:
     if requests < 10:
         raise ConfigError(f"--requests {requests}; allowed is 10 and more")
+    if not batches or min(batches) < 1 or not threads or min(threads) < 1:
+        raise ConfigError(f"--batch {list(batches)} --threads {list(threads)}; allowed is 1 and more")
+
+
+def _labels(places: Sequence[Place]) -> list[str]:
+    """Names of the models, told apart where two have one name."""
+    names = [place.name for place in places]
+    return [f"{name} ({k + 1})" if names.count(name) > 1 else name for k, name in enumerate(names)]
+
+
+def _samples(
+    places: Sequence[Place], labels: Sequence[str], input: str | None, split: str, score: bool
+) -> tuple[list[Arrays], dict[str, Any]]:
+    """What the first model's network gets while samples are answered, and the figures of all models."""
+    config = config_of(places[0].app, places[0].path)
+    data, split = samples(places[0], config, input=input, split=split)
+    given: list[Arrays] = []
+    scores = {}
+    for place, label in zip(places, labels, strict=True):
+        if given and not score:
+            break
+        config, predictor = build(place.app, place.path, place.name)
+        session = Recorder(predictor.session, rows=ROWS_KEPT)
+        constants = _constants(place)
+        metrics = place.app.evaluate(place.app.predictor(config, constants, session, version=place.name), data, split)
+        given = given or [call.inputs for call in session.calls.values()]
+        limits = next(iter(place.app.limits.values()))
+        scores[label] = {"figure": limits.figure, **metrics.record()["figures"][limits.figure]}
+    return given, scores if score else {}
+
+
+def _constants(place: Place) -> dict[str, Any]:
+    from core.run import Run
+
+    return Run(place.path).read_json("constants.json")
+
+
+def _latency(
+    places: Sequence[Place],
+    labels: Sequence[str],
+    given: list[Arrays],
+    requests: int,
+    batches: Sequence[int],
+    threads: int,
+) -> list[dict[str, Any]]:
     import torch
 
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
     try:
-        before = time.perf_counter()
-        model = open_model(application, version=version, run=run)
-        load_seconds = time.perf_counter() - before
-        session = model.predictor.session  # type: ignore[attr-defined]
+        sessions = [session_of(place.app, place.path, config=SessionConfig(threads=threads)) for place in places]
         rows = []
-        for batch in (1, 32, 256):
-            arrays = {
-                spec.name: np.zeros([batch if isinstance(axis, str) else axis for axis in spec.shape], spec.dtype)
-                for spec in session.inputs
-            }
-            times = []
-            for _ in range(max(10, requests // batch)):
-                start = time.perf_counter()
-                session(arrays)
-                times.append(time.perf_counter() - start)
-            middle, high, highest = np.quantile(times[3:], (0.5, 0.95, 0.99)) * 1e3
-            rows.append(
-                {
-                    "batch": batch,
-                    "p50_ms": middle,
-                    "p95_ms": high,
-                    "p99_ms": highest,
-                    "per_second": batch / middle * 1e3,
-                }
-            )
+        for batch in batches:
+            ways = {}
+            for label, session in zip(labels, sessions, strict=True):
+                ways[label] = partial(session, _batch(given, session.inputs, batch))
+            together = 10 if requests // batch >= 20 else 2
+            taken = interleaved(ways, max(2 * together, requests // batch), together=together)
+            first = float(np.median(taken[labels[0]].wall))
+            rows += [_row(label, threads, batch, taken[label], first) for label in labels]
+        return rows
     finally:
-        torch.set_num_threads(threads)
-    size = (model.path / "model.safetensors").stat().st_size
-    lines = [
-        f"{model.version}: {size / 1e6:.2f} MB, loaded in {load_seconds:.2f} s, peak memory {peak_bytes() / 2**30:.2f} GiB, one thread"
-    ]
-    lines.append(f"{'batch':>8}{'p50 ms':>10}{'p95 ms':>10}{'p99 ms':>10}{'per second':>12}")
-    lines += [
-        f"{r['batch']:>8}{r['p50_ms']:>10.3f}{r['p95_ms']:>10.3f}{r['p99_ms']:>10.3f}{r['per_second']:>12.0f}"
-        for r in rows
-    ]
+        torch.set_num_threads(before)
+
+
+def _row(label: str, threads: int, batch: int, taken: Taken, first: float) -> dict[str, Any]:
+    middle, high, highest = np.quantile(taken.wall, (0.5, 0.95, 0.99))
     return {
-        "version": model.version,
-        "bytes": size,
-        "load_seconds": load_seconds,
-        "rows": rows,
-        "machine": machine(),
-        "text": "\n".join(lines),
+        "model": label,
+        "threads": threads,
+        "batch": batch,
+        "p50_ms": float(middle),
+        "p95_ms": float(high),
+        "p99_ms": float(highest),
+        "per_second": float(batch / middle * 1e3),
+        "times_faster": first / float(middle),
+        "rounds": len(taken.wall),
     }
+
+
+def _batch(given: list[Arrays], inputs: Sequence[TensorSpec], rows: int) -> Arrays:
+    """So many rows of what the network really gets, or zeros where a model has other tensors than the first."""
+    arrays = {}
+    for spec in inputs:
+        shape = [rows if isinstance(axis, str) else axis for axis in spec.shape]
+        parts = [
+            call[spec.name] for call in given if spec.name in call and call[spec.name].shape[1:] == tuple(shape[1:])
+        ]
+        if not parts or not isinstance(spec.shape[0], str):
+            arrays[spec.name] = parts[0] if parts else np.zeros(shape, spec.dtype)
+            continue
+        whole = np.concatenate(parts)
+        arrays[spec.name] = np.ascontiguousarray(np.resize(whole, shape) if len(whole) < rows else whole[:rows])
+    return arrays
+
+
+def _cost(place: Place) -> dict[str, Any]:
+    """Size, and load time and memory as a process of its own sees them."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        measured = pool.apply(_load, (place.app.name, str(place.path)))
+    return {"path": str(place.path), "bytes": size_of(place.path), **measured}
+
+
+def _load(application: str, path: str) -> dict[str, float]:
+    """In a fresh process: opens the network and answers once."""
+    os.environ["OMP_NUM_THREADS"] = "1"
+    from pathlib import Path
+
+    from verticals import load
+
+    app = load(application)
+    before, start = peak_bytes(), time.perf_counter()
+    session = session_of(app, Path(path))
+    seconds = time.perf_counter() - start
+    session(
+        {
+            spec.name: np.zeros([1 if isinstance(a, str) else a for a in spec.shape], spec.dtype)
+            for spec in session.inputs
+        }
+    )
+    return {"load_seconds": seconds, "peak_bytes": peak_bytes(), "peak_added_bytes": peak_bytes() - before}
+
+
+def _cost_table(costs: dict[str, Any], scores: dict[str, Any]) -> str:
+    width = max(map(len, costs))
+    lines = [f"{'model':<{width}}{'MB':>9}{'load s':>9}{'peak GiB':>10}{'of it':>9}  score (95 % interval)"]
+    for label, cost in costs.items():
+        figure = scores.get(label)
+        said = (
+            f"  {figure['figure']} {figure['value']:.4f} ({figure['low']:.4f} to {figure['high']:.4f}, n {figure['n']:,})"
+            if figure and figure.get("value") is not None
+            else ""
+        )
+        lines.append(
+            f"{label:<{width}}{cost['bytes'] / 1e6:>9.2f}{cost['load_seconds']:>9.2f}{cost['peak_bytes'] / 2**30:>10.2f}"
+            f"{cost['peak_added_bytes'] / 2**30:>9.2f}{said}"
+        )
+    return "\n".join(lines)
+
+
+def _latency_table(rows: Sequence[dict[str, Any]]) -> str:
+    width = max(len(row["model"]) for row in rows)
+    titles = ("threads", "batch", "p50 ms", "p95 ms", "p99 ms", "per second", "x first")
+    lines = [f"{'model':<{width}}" + "".join(f"{title:>11}" for title in titles)]
+    for row in rows:
+        cells = (
+            f"{row['threads']}", f"{row['batch']}", f"{row['p50_ms']:.3f}", f"{row['p95_ms']:.3f}", f"{row['p99_ms']:.3f}",
+            f"{row['per_second']:,.0f}", f"{row['times_faster']:.2f}",
+        )  # fmt: skip
+        lines.append(f"{row['model']:<{width}}" + "".join(f"{cell:>11}" for cell in cells))
+    return "\n".join(lines)

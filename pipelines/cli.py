@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from importlib import import_module
 from typing import Any
 
-VERBS = ("list", "data", "train", "evaluate", "predict", "bench", "release", "serve")
+VERBS = ("list", "data", "train", "evaluate", "predict", "export", "bench", "release", "serve")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -92,9 +92,37 @@ def parser() -> argparse.ArgumentParser:
         help="how to read the file, e.g. data.columns.amount=AMT",
     )
 
-    bench = verb("bench", "latency, throughput, size and memory of a version on this machine")
-    versioned(bench)
+    def sampled(made: argparse.ArgumentParser) -> None:
+        made.add_argument("-i", "--input", metavar="FILE", help="take the samples from this labelled file")
+        made.add_argument("--split", default="test", choices=("validation", "test"), help="which days (default: test)")
+
+    export = verb("export", "write a model for a runtime, once it is shown to answer the same", application=False)
+    export.add_argument("model", metavar="MODEL", help="run directory, or APPLICATION[:VERSION]")
+    export.add_argument(
+        "--format", default="onnx", metavar="F", help="torch, onnx, openvino or tensorrt (default: onnx)"
+    )
+    export.add_argument("--form", help="form of the network (default: the application's first)")
+    export.add_argument(
+        "--precision", default="float32", metavar="P", help="float32, bfloat16 or float16 (default: float32)"
+    )
+    export.add_argument("-o", "--output", metavar="DIR", help="the artifact (default: artifacts/APPLICATION/...)")
+    sampled(export)
+    export.add_argument(
+        "--alias", default="none", choices=("candidate", "production", "none"), help="register it (default: none)"
+    )
+    export.add_argument("--check", metavar="ARTIFACT", help="compare this artifact again; nothing is written")
+
+    bench = verb("bench", "latency, throughput, size, memory and score of models, in turns", application=False)
+    bench.add_argument("models", nargs="+", metavar="MODEL", help="runs, artifacts or APPLICATION[:VERSION]")
     bench.add_argument("--requests", type=int, default=500, help="single requests to time (default: 500)")
+    bench.add_argument(
+        "--batches", type=int, nargs="+", default=[1, 32, 256], metavar="N", help="items a call (1 32 256)"
+    )
+    bench.add_argument(
+        "--threads", type=int, nargs="+", default=[1], metavar="N", help="threads of a call (default: 1)"
+    )
+    sampled(bench)
+    bench.add_argument("--no-score", dest="score", action="store_false", help="leave the scores out")
 
     release = verb("release", "versions and their names: promote one, or change its threshold, without a redeploy")
     release.add_argument("--version", help="the version to name; without it the versions are listed")

@@ -65,6 +65,12 @@ def write_network(
     return made.program
 
 
+def graph_of(network: nn.Module, format: Format) -> ExportedProgram:
+    """The graph whose names `write_network` would keep; nothing is written."""
+    program = programs.trace(network)
+    return program if format == "torch" else to_onnx(program, network.inputs, network.outputs).program  # type: ignore[arg-type]
+
+
 class Onnx:
     """An ONNX graph and the exported program that its values are named after."""
 
@@ -91,8 +97,9 @@ def to_onnx(program: ExportedProgram, inputs: tuple[TensorSpec, ...], outputs: t
                 verbose=False,
             )
         except Exception as error:  # the exporter's kinds are its own
-            raise _unsupported(error) from error
-    assert made is not None and made.exported_program is not None
+            raise _unsupported(program, error) from error
+    assert made is not None
+    assert made.exported_program is not None
     proto, found = made.model_proto, made.exported_program
     for node in [*proto.graph.node, *(node for function in proto.functions for node in function.node)]:
         del node.metadata_props[:]  # they hold paths of the machine
@@ -114,22 +121,22 @@ def to_openvino(source: Path, target: Path) -> None:
         raise ArtifactError(f"OpenVINO cannot read {source.name}: {str(error).strip()[:300]}") from error
 
 
-def _unsupported(error: Exception) -> ArtifactError:
+def _unsupported(program: ExportedProgram, error: Exception) -> ArtifactError:
+    """Which operation ONNX lacks, and the line that asks for it."""
     texts = []
     cause: BaseException | None = error
     while cause is not None:
         texts.append(str(cause))
         cause = cause.__cause__ or cause.__context__
-    whole = "\n".join(texts)
-    operations = re.findall(r"(?:target=|No ONNX function found for <OpOverload\(op=')([\w.:]+)", whole)
-    lines = [
-        found
-        for found in re.findall(r'File "([^"]+)", line (\d+), in \w+\n\s*(.*)', whole)
-        if "/torch/" not in found[0]
-    ]
-    reason = next((line.strip() for line in reversed(texts) for line in line.splitlines() if line.strip()), "")
-    what = f"{operations[0]} has no counterpart in ONNX" if operations else reason[:300]
-    where = f" At {Path(lines[-1][0]).name}:{lines[-1][1]}: {lines[-1][2].strip()}." if lines else ""
+    operations = re.findall(r"No ONNX function found for <OpOverload\(op='([\w.:]+)", "\n".join(texts))
+    if not operations:
+        reason = next((line.strip() for line in reversed(texts) for line in line.splitlines() if line.strip()), "")
+        return ArtifactError(f"the network cannot become ONNX: {reason[:300]}; export --format torch")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        nodes = program.run_decompositions().graph.nodes
+    asking = [programs.place_of(node) for node in nodes if str(node.target).startswith(operations[0])]
     return ArtifactError(
-        f"the network cannot become ONNX: {what}.{where} Write that line with other operations, or export --format torch"
+        f"the network cannot become ONNX: {operations[0]} has no counterpart there. It is asked for by "
+        f"{asking[0] if asking else 'the network'}. Write that line with other operations, or export --format torch"
     )

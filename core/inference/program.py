@@ -5,10 +5,12 @@ The graph is torch.export's, kept as JSON beside the weights as safetensors: not
 
 from __future__ import annotations
 
+import logging
 import re
 import traceback
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -61,13 +63,30 @@ def trace(network: nn.Module) -> ExportedProgram:
         {place: axes[axis] for place, axis in enumerate(spec.shape) if isinstance(axis, str)} for spec in inputs
     )
     tensors = example(inputs, getattr(network, "sizes", None))
-    with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of torch's own making; what matters is raised
+    positional = _Positional(network.eval())
+    with torch.no_grad(), _quiet():
+        positional(*tensors)  # what a network prepares at its first call is no part of the graph
         try:
-            program = torch.export.export(_Positional(network.eval()), tensors, dynamic_shapes=(dynamic,))
+            program = torch.export.export(positional, tensors, dynamic_shapes=(dynamic,))
         except Exception as error:  # torch raises some twenty kinds, its users' code any
             raise _refused(network, error) from error
     return program
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without torch's own warnings and pages of graph in the log: what matters is raised."""
+    loggers = [logging.getLogger(name) for name in ("torch.fx.experimental.symbolic_shapes", "torch.export")]
+    before = [logger.level for logger in loggers]
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            for logger in loggers:
+                logger.setLevel(logging.CRITICAL)
+            yield
+    finally:
+        for logger, level in zip(loggers, before, strict=True):
+            logger.setLevel(level)
 
 
 def save(program: ExportedProgram, folder: Path) -> None:

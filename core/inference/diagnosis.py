@@ -1,0 +1,130 @@
+"""Puts a difference between two arrays, or two records, into words: which columns, which order, which scale."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from core.contract import Arrays
+from core.inference.departure import error_of
+
+NAMED = 4
+"""Differences that are spelled out; the rest is counted."""
+
+
+def changed(true: Any, given: Any) -> list[str]:
+    """Where two nested records differ: `pipeline.transforms.0.mean.3 is 0.5, the original has 0.3`."""
+    lines = list(_changed(true, given, ""))
+    more = [f"and {len(lines) - NAMED} further values differ"] if len(lines) > NAMED else []
+    return lines[:NAMED] + more
+
+
+def _changed(true: Any, given: Any, path: str) -> Iterator[str]:
+    if isinstance(true, Mapping) and isinstance(given, Mapping):
+        for key in dict.fromkeys([*true, *given]):
+            yield from _changed(true.get(key), given.get(key), f"{path}.{key}" if path else str(key))
+    elif _is_list(true) and _is_list(given) and len(true) == len(given):
+        for place, (a, b) in enumerate(zip(true, given, strict=True)):
+            yield from _changed(a, b, f"{path}.{place}")
+    elif _is_list(true) and _is_list(given):
+        yield f"{path} has {len(given)} entries, the original has {len(true)}"
+    elif true != given and not (true != true and given != given):
+        yield f"{path} is {_short(given)}, the original has {_short(true)}"
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, str | bytes)
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def difference(true: NDArray[Any], given: NDArray[Any], columns: Sequence[str] = (), *, tolerance: float) -> str:
+    """How two arrays of one shape differ, [N, C, ...]: exchanged columns, another scale, or by how much.
+
+    Args:
+        columns: [C] names; numbers where there are none.
+        tolerance: relative difference up to which two columns are the same.
+    """
+    a, b = true.astype(np.float64), given.astype(np.float64)
+    if broken := int((~np.isfinite(b)).sum()):
+        return f"holds {broken} values that are not finite"
+    if a.ndim < 2:
+        a, b = a[:, None], b[:, None]
+    count = a.shape[1]
+    name = "column" if a.ndim == 2 else "channel"
+    names = [f"{columns[k]}" if len(columns) == count else f"{name} {k}" for k in range(count)]
+    unlike = [k for k in range(count) if error_of(a[:, k], b[:, k]) > tolerance]
+    moved = {k: _same_as(b[:, k], a, unlike, tolerance) for k in unlike}
+    if count > 1 and unlike and all(source is not None and source != k for k, source in moved.items()):
+        what = ", ".join(
+            f"{names[k]} holds {names[source]}" for k, source in list(moved.items())[:NAMED] if source is not None
+        )
+        turned = a.ndim > 2 and moved == {k: count - 1 - k for k in moved}
+        return f"has its {name}s exchanged: {what}" + (" (BGR for RGB)" if turned and count == 3 else "")
+    parts = [f"{names[k]} {_scaled(a[:, k], b[:, k])}" for k in unlike[:NAMED]]
+    if a.ndim > 2 and len(unlike) == count:
+        factor = _line(a, b)
+        if factor is not None:
+            return _said(*factor)
+        return f"differs in every channel ({_scaled(a, b)}): the picture is resized, cropped or normalised otherwise"
+    more = f" and {len(unlike) - NAMED} further {name}s differ" if len(unlike) > NAMED else ""
+    return "differs: " + "; ".join(parts) + more
+
+
+def exchanged(
+    true: Sequence[Arrays], given: Sequence[Arrays], names: Sequence[str], *, tolerance: float
+) -> list[tuple[str, str]]:
+    """Pairs of outputs, of the same shape, each of which is what the other should be."""
+    whole = {
+        name: [np.concatenate([np.ravel(arrays[name]) for arrays in side]) for side in (true, given)] for name in names
+    }
+    pairs = []
+    for place, one in enumerate(names):
+        for other in names[place + 1 :]:
+            (a, b), (c, d) = whole[one], whole[other]
+            if (
+                a.shape == c.shape
+                and error_of(a, b) > tolerance
+                and error_of(a, d) <= tolerance
+                and error_of(c, b) <= tolerance
+            ):
+                pairs.append((one, other))
+    return pairs
+
+
+def _same_as(column: NDArray[Any], a: NDArray[Any], among: Sequence[int], tolerance: float) -> int | None:
+    return next((k for k in among if error_of(a[:, k], column) <= tolerance), None)
+
+
+def _line(a: NDArray[Any], b: NDArray[Any]) -> tuple[float, float] | None:
+    """(factor, shift) with b = factor * a + shift, where that holds."""
+    x, y = a.ravel(), b.ravel()
+    spread = x.var()
+    if not spread > 0:
+        return None
+    factor = float(((x - x.mean()) * (y - y.mean())).mean() / spread)
+    shift = float(y.mean() - factor * x.mean())
+    rest = np.abs(factor * x + shift - y).max()
+    return (factor, shift) if rest <= 1e-4 * max(np.abs(y).max(), 1e-12) else None
+
+
+def _said(factor: float, shift: float) -> str:
+    if abs(factor - 1) < 1e-4:
+        return f"is the original plus {shift:.4g}: it is centred otherwise"
+    moved = f" plus {shift:.4g}" if abs(shift) > 1e-4 * abs(factor) else ""
+    return f"is {factor:.4g} times the original{moved}: it is scaled otherwise"
+
+
+def _scaled(a: NDArray[Any], b: NDArray[Any]) -> str:
+    found = _line(a, b)
+    if found is not None:
+        return _said(*found)
+    x, y = a.ravel(), b.ravel()
+    related = float(np.corrcoef(x, y)[0, 1]) if x.std() > 0 and y.std() > 0 else float("nan")
+    return f"differs by up to {np.abs(x - y).max():.4g} (correlation {related:.3f})"
