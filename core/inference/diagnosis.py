@@ -8,11 +8,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from core.contract import Arrays
+from core.contract import Arrays, Session
 from core.inference.departure import error_of
 
 NAMED = 4
 """Differences that are spelled out; the rest is counted."""
+
+AXIS = 32
+"""Length of a free axis, the first one apart, of arrays that are made up."""
 
 
 def changed(true: Any, given: Any) -> list[str]:
@@ -96,6 +99,41 @@ def exchanged(
             ):
                 pairs.append((one, other))
     return pairs
+
+
+def misread(true: Session, given: Session, columns: Sequence[str], *, tolerance: float) -> str | None:
+    """Which columns or channels of its inputs a network reads in each other's place, None where it reads each as its own.
+
+    Each column alone is set to 1 among zeros: an exchange shows as one column's answer to the other.
+    """
+    state = {spec.name.removeprefix("new_") for spec in true.outputs}
+    for spec in true.inputs:
+        if spec.name in state or len(spec.shape) < 2 or not isinstance(spec.shape[1], int) or spec.dtype != "float32":
+            continue
+        count = spec.shape[1]
+        arrays = {
+            other.name: np.zeros(
+                [count if axis == spec.shape[0] else AXIS if isinstance(axis, str) else axis for axis in other.shape],
+                other.dtype,
+            )
+            for other in true.inputs
+        }
+        arrays[spec.name][np.arange(count), np.arange(count)] = 1.0
+        a, b = (
+            np.concatenate([results[out.name].reshape(count, -1).astype(np.float64) for out in true.outputs], axis=1)
+            for results in (true(arrays), given(arrays))
+        )
+        scale = np.abs(a).max(initial=1e-12)
+        unlike = [k for k in range(count) if np.abs(a[k] - b[k]).max() > tolerance * scale]
+        found = {k: next((j for j in unlike if np.abs(a[j] - b[k]).max() <= tolerance * scale), None) for k in unlike}
+        if unlike and all(source is not None and source != k for k, source in found.items()):
+            names = (
+                columns
+                if len(columns) == count
+                else [f"{'channel' if len(spec.shape) > 2 else 'column'} {k}" for k in range(count)]
+            )
+            return ", ".join(f"{names[k]} as {names[j]}" for k, j in list(found.items())[:NAMED] if j is not None)
+    return None
 
 
 def _same_as(column: NDArray[Any], a: NDArray[Any], among: Sequence[int], tolerance: float) -> int | None:

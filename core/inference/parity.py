@@ -16,7 +16,7 @@ from core.config import Config
 from core.contract import Application, Arrays, Data, Limits, Metrics, Session, TensorSpec
 from core.errors import ArtifactError, VerticalsError
 from core.inference.departure import error_of
-from core.inference.diagnosis import changed, difference, exchanged
+from core.inference.diagnosis import changed, difference, exchanged, misread
 from core.inference.recording import Recorder
 from core.inference.session import Precision
 
@@ -126,7 +126,7 @@ def compare(
         return _failed([*findings, f"the artifact fails on these samples: {error}"], precision, split, metrics)
     findings += _prepared(true, given, columns)
     tensors, worst = _tensors(true, artifact.session, limits)
-    session_findings = _session(true, artifact.session, tensors, worst, locate)
+    session_findings = _session(true, artifact.session, tensors, worst, locate, columns)
     answers = _answers(metrics, other, limits)
     score = _score(metrics, other, limits)
     findings += [*session_findings, *_finished(answers, score, bool(findings or session_findings))]
@@ -260,7 +260,9 @@ def _session(
     tensors: dict[str, dict[str, float]],
     worst: Arrays,
     locate: Callable[[Arrays], str] | None,
+    columns: list[str],
 ) -> list[str]:
+    """What the network itself does otherwise on the same inputs."""
     over = {name: row for name, row in tensors.items() if not row["error"] <= row["limit"]}
     if not over:
         return []
@@ -271,6 +273,8 @@ def _session(
     )
     if swapped:
         return [f"network: outputs {a} and {b} are exchanged" for a, b in swapped]
+    if turned := misread(true.session, session, columns, tolerance=SAME):
+        return [f"network: it reads its inputs in another order: {turned}"]
     where = f"; it {locate(worst)}" if locate else ""
     findings = []
     for name, row in over.items():
