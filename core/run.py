@@ -14,10 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from core.config import Config
 from core.errors import ArtifactError
+
+SHARED = "shared"
+"""Key of a weight file's metadata: JSON of the names that use another name's tensor."""
 
 
 class Run:
@@ -82,24 +86,46 @@ class Run:
 
     def write_weights(self, model: torch.nn.Module) -> None:
         part = self.path / "model.safetensors.part"
-        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}, part)
+        tensors, shared = weights_of(model)
+        save_file(tensors, part, metadata=shared)
         os.replace(part, self.path / "model.safetensors")
 
 
+def weights_of(model: torch.nn.Module) -> tuple[dict[str, torch.Tensor], dict[str, str] | None]:
+    """What goes into a model's file: each tensor once, and metadata that names what else uses it (None where none does)."""
+    tensors: dict[str, torch.Tensor] = {}
+    shared: dict[str, str] = {}
+    first: dict[tuple[Any, ...], str] = {}
+    for name, tensor in model.state_dict().items():
+        place = (tensor.device, tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
+        if tensor.numel() and first.setdefault(place, name) != name:
+            shared[name] = first[place]
+        else:
+            whole = tensor.numel() * tensor.element_size() == tensor.untyped_storage().nbytes()
+            tensors[name] = (tensor.detach() if whole else tensor.detach().clone()).cpu().contiguous()
+    return tensors, {SHARED: json.dumps(shared)} if shared else None
+
+
 def load_weights(model: torch.nn.Module, path: Path) -> None:
-    """Fills `model` from a safetensors file.
+    """Fills `model` from a safetensors file; what shares one tensor in the file shares it in the model.
 
     Raises:
         ArtifactError: the file is missing or damaged, or its tensors are not those of the model.
     """
     try:
-        model.load_state_dict(load_file(path))
+        tensors = load_file(path)
+        with safe_open(path, "pt") as file:
+            shared = json.loads((file.metadata() or {}).get(SHARED, "{}"))
+        model.load_state_dict({**tensors, **{name: tensors[first] for name, first in shared.items()}})
     except FileNotFoundError:
         raise ArtifactError(f"weights {path} are missing: train again or restore the file") from None
     except Exception as error:  # safetensors and torch raise several kinds for damage and for misfit
         raise ArtifactError(
             f"weights {path} do not fit this model ({error}); they are damaged or of another application"
         ) from error
+    for name, first in shared.items():
+        (owner, _, last), (source, _, origin) = name.rpartition("."), first.rpartition(".")
+        setattr(model.get_submodule(owner), last, getattr(model.get_submodule(source), origin))
 
 
 def revision() -> dict[str, Any]:

@@ -42,7 +42,7 @@ from core.compression.layers import (
 from core.errors import ConfigError
 from core.nn.shapes import fit_to
 
-__all__ = ["MagnitudePruner", "Pruned", "fit_to", "prune"]
+__all__ = ["MagnitudePruner", "Pruned", "fit_to", "num_macs", "prune"]
 
 _TOLERANCE = 1e-3
 """How far the smaller network's answers may be from the proof's, as a share of the largest answer."""
