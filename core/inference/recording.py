@@ -55,4 +55,4 @@ class Recorder:
         return results
 
     def _cut(self, arrays: Mapping[str, NDArray[Any]]) -> Arrays:
-        return {name: array[: self._rows].copy() for name, array in arrays.items()}
+        return {name: (array[: self._rows] if self._rows else array).copy() for name, array in arrays.items()}

@@ -40,7 +40,12 @@ class Check:
 
     def __init__(self, specs: Sequence[TensorSpec]) -> None:
         self._specs = specs
-        self._plain = [(spec, np.dtype(spec.dtype), spec.shape[1:]) for spec in specs]
+        self._plain = [
+            (spec, np.dtype(spec.dtype), spec.shape[1:], isinstance((*spec.shape, 0)[0], str)) for spec in specs
+        ]
+        self._free = [
+            (spec.name, place, axis) for spec in specs for place, axis in enumerate(spec.shape) if isinstance(axis, str)
+        ]
 
     def __call__(self, arrays: Mapping[str, NDArray[Any]]) -> None:
         """
@@ -49,15 +54,23 @@ class Check:
         """
         if len(arrays) != len(self._specs) or any(spec.name not in arrays for spec in self._specs):
             raise ValueError(f"given arrays {sorted(arrays)}; needed are {[spec.name for spec in self._specs]}")
-        rows: dict[int | str, int] = {}
-        for spec, dtype, rest in self._plain:
+        for spec, dtype, rest, free in self._plain:
             array = arrays[spec.name]
-            if array.dtype != dtype or array.ndim == 0 or array.shape[1:] != rest or type(spec.shape[0]) is int:
+            if not free or array.dtype != dtype or array.ndim == 0 or array.shape[1:] != rest:
                 spec.check(array)  # the whole rule, wherever the short one does not say yes
-            if spec.shape and rows.setdefault(spec.shape[0], len(array)) != len(array):
+        lengths: dict[str, int] = {}
+        for name, place, axis in self._free:
+            length = arrays[name].shape[place]
+            if lengths.setdefault(axis, length) != length:
                 raise ValueError(
-                    f"{spec.name} has {len(array)} rows, others have {rows[spec.shape[0]]}; axis {spec.shape[0]} has to be one"
+                    f"{name} is {length} long along {axis}, others are {lengths[axis]}; axis {axis} has to be of one length"
                 )
+
+
+def plain(array: NDArray[Any]) -> NDArray[Any]:
+    """The array, or a copy where a runtime could not take its memory as it stands. (`np.ascontiguousarray` would make a
+    row of a number, and torch takes no memory that is read-only.)"""
+    return array if array.flags.carray else array.copy(order="C")
 
 
 def kept(results: Arrays, out: Arrays | None) -> Arrays:
@@ -71,6 +84,7 @@ def kept(results: Arrays, out: Arrays | None) -> Arrays:
     for name, result in results.items():
         if name not in out or out[name].shape != result.shape or out[name].dtype != result.dtype:
             raise ValueError(f"out.{name} has to be {result.dtype}{list(result.shape)}")
+    for name, result in results.items():
         np.copyto(out[name], result)
     return out
 
@@ -123,6 +137,7 @@ class TorchSession:
         self._check = Check(self.inputs)
         self._lower = {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(precision)
         self._on_cpu = self._device.type == "cpu"
+        self._weights = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers())}
         self._one: Callable[[Mapping[str, NDArray[Any]]], Arrays] | None = (
             getattr(self._model, "one", None) if self._on_cpu and not self._lower else None
         )
@@ -133,9 +148,9 @@ class TorchSession:
             ValueError: an array is missing or is not what its TensorSpec says.
         """
         self._check(arrays)
-        if self._one is not None and all(len(array) == 1 for array in arrays.values()):
+        if self._one is not None and all(array.shape[:1] == (1,) for array in arrays.values()):
             return kept(self._one(arrays), out)
-        tensors = [torch.from_numpy(np.ascontiguousarray(arrays[spec.name])) for spec in self.inputs]
+        tensors = [torch.from_numpy(plain(arrays[spec.name])) for spec in self.inputs]
         if not self._on_cpu:
             tensors = [tensor.to(self._device) for tensor in tensors]
         lower: AbstractContextManager[object] = (
@@ -148,4 +163,12 @@ class TorchSession:
             results = tuple(result.float() if result.dtype == self._lower else result for result in results)
         if not self._on_cpu:
             results = tuple(result.cpu() for result in results)
+        else:  # what a network passes on as it is would else be the caller's own array, or a weight
+            given = {tensor.untyped_storage().data_ptr() for tensor in tensors}
+            results = tuple(
+                result.clone()
+                if (place := result.untyped_storage().data_ptr()) in given or place in self._weights
+                else result
+                for result in results
+            )
         return kept({spec.name: result.numpy() for spec, result in zip(self.outputs, results, strict=True)}, out)

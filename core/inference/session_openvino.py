@@ -7,13 +7,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import openvino as ov
 from numpy.typing import NDArray
 
 from core.contract import Arrays, TensorSpec
 from core.errors import ArtifactError, ConfigError
-from core.inference.session import Check, Precision, SessionConfig, kept
+from core.inference.session import Check, Precision, SessionConfig, kept, plain
 
 HINTS = {"float32": "f32", "int8": "f32", "bfloat16": "bf16"}
 """OpenVINO would choose bfloat16 by itself where the processor has it: here it is asked for or does not happen."""
@@ -54,6 +53,9 @@ class OpenVinoSession:
             compiled = core.compile_model(core.read_model(path), "CPU", settings)
         except RuntimeError as error:
             raise ArtifactError(f"{path} cannot be loaded by OpenVINO ({_line(error)}); export it again") from None
+        used = compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
+        if used != HINTS[precision]:
+            raise ConfigError(f"this processor has no {precision}: OpenVINO would compute in {used}; export in float32")
         self.inputs, self.outputs = tuple(inputs), tuple(outputs)
         found = [{name for port in ports for name in port.get_names()} for ports in (compiled.inputs, compiled.outputs)]
         for specs, names in zip((inputs, outputs), found, strict=True):
@@ -75,7 +77,7 @@ class OpenVinoSession:
         self._check(arrays)
         request = self._idle.get()
         try:
-            request.infer({name: np.ascontiguousarray(array) for name, array in arrays.items()}, share_inputs=True)
+            request.infer({name: plain(array) for name, array in arrays.items()}, share_inputs=True)
             results = {spec.name: request.get_tensor(spec.name).data for spec in self.outputs}
             return kept(results, out) if out is not None else {name: array.copy() for name, array in results.items()}
         finally:
