@@ -5,6 +5,7 @@ The graph is torch.export's, kept as JSON beside the weights as safetensors: not
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 import traceback
@@ -12,6 +13,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -23,6 +25,24 @@ from core.errors import ArtifactError
 
 PARAMETER, BUFFER, CONSTANT = "parameter:", "buffer:", "constant:"
 """What names in the weights' file begin with; constants are the graph's own tensors."""
+
+KEPT = ("nn_module_stack",)
+"""What `program.json` tells of a node. Its stack has paths of a machine, and torch looks functions up by the others."""
+
+TARGET = re.compile(
+    r"torch\.ops\.(aten|prims|torchvision)\.\w+\.(?!__)\w+"
+    r"|torch\.ops\.higher_order\.(cond|wrap_with_set_grad_enabled|wrap_with_autocast)"
+    r"|_operator\.(add|sub|mul|floordiv|truediv|mod|neg|pow|eq|ne|lt|le|gt|ge|and_|or_|not_|getitem)"
+    r"|math\.[a-z]\w*|torch\.sym_(float|int|max|min|not|ite|sum|sqrt)|torch\._sym_sqrt"
+)
+"""What a graph may call. torch itself would call whatever a file names, `torch.os.system` too."""
+
+WORDS = re.compile(
+    r"Symbol|Integer|Rational|Float|Add|Mul|Pow|Mod|Max|Min|Abs|And|Or|Not|Equality|Unequality|(Strict)?(Less|Greater)Than"
+    r"|(Floor|Clean|Ceil)Div|PythonMod|(Ceil|Floor|Trunc|Round)ToInt|(Trunc)?ToFloat|PowByNatural|(Int|Float)TrueDiv"
+    r"|[tT]rue|[fF]alse|positive|nonnegative|negative|integer|real|[suz][a-z]*\d+|\d+"
+)
+"""What the length of a free axis may hold. torch has sympy evaluate it as Python."""
 
 
 class _Positional(nn.Module):
@@ -65,8 +85,8 @@ def trace(network: nn.Module) -> ExportedProgram:
     tensors = example(inputs, getattr(network, "sizes", None))
     positional = _Positional(network.eval())
     with torch.no_grad(), _quiet():
-        positional(*tensors)  # what a network prepares at its first call is no part of the graph
         try:
+            positional(*tensors)  # what a network prepares at its first call is no part of the graph
             program = torch.export.export(positional, tensors, dynamic_shapes=(dynamic,))
         except Exception as error:  # torch raises some twenty kinds, its users' code any
             raise _refused(network, error) from error
@@ -90,13 +110,18 @@ def _quiet() -> Iterator[None]:
 
 
 def save(program: ExportedProgram, folder: Path) -> None:
-    """`program.json` and `model.safetensors`."""
+    """`program.json` and `model.safetensors`.
+
+    Raises:
+        ArtifactError: the graph calls what `load` would not let it call.
+    """
     from torch._export.serde.serialize import serialize  # private; tests/core/inference/test_program.py holds it
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         graph = serialize(program).exported_program
-    (folder / "program.json").write_bytes(graph)
+    text = json.dumps(_trusted(json.loads(graph)), sort_keys=True)
+    (folder / "program.json").write_text(text, encoding="utf-8")
     tensors = {
         (PARAMETER if isinstance(tensor, nn.Parameter) else BUFFER) + name: tensor
         for name, tensor in program.state_dict.items()
@@ -122,15 +147,36 @@ def load(folder: Path) -> ExportedProgram:
             kind, colon, rest = name.partition(":")
             named[kind + colon][rest] = nn.Parameter(tensor, False) if kind + colon == PARAMETER else tensor
         state = named[PARAMETER] | named[BUFFER]
-        graph = (folder / "program.json").read_bytes()
+        graph = json.dumps(_trusted(json.loads((folder / "program.json").read_bytes()))).encode()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             made: ExportedProgram = deserialize(SerializedArtifact(graph, state, named[CONSTANT], None))  # type: ignore[arg-type]
+    except ArtifactError as error:
+        raise ArtifactError(f"{folder}: {error}") from None
     except Exception as error:  # damage shows in many ways
         raise ArtifactError(
             f"{folder}: the exported network cannot be loaded ({type(error).__name__}: {str(error)[:200]}); export it again"
         ) from error
     return made
+
+
+def _trusted(graph: Any) -> Any:
+    """The graph's record without what torch would run as Python, and without paths of the machine that made it.
+
+    Raises:
+        ArtifactError: it calls, or has evaluated, what is no arithmetic.
+    """
+    if isinstance(graph, list):
+        return [_trusted(part) for part in graph]
+    if not isinstance(graph, dict):
+        return graph
+    called, text = graph.get("target"), graph.get("expr_str")
+    if called is not None and not (isinstance(called, str) and TARGET.fullmatch(called)):
+        raise ArtifactError(f"the graph calls {str(called)[:80]!r}, which a network has no need of; it is not loaded")
+    if text is not None and not all(WORDS.fullmatch(word) for word in re.findall(r"\w+", text)):
+        raise ArtifactError(f"the graph holds {text[:80]!r} as the length of an axis; it is not loaded")
+    kept = {"guards_code": [], "metadata": {k: v for k, v in (graph.get("metadata") or {}).items() if k in KEPT}}
+    return {key: kept.get(key, value) if key in kept else _trusted(value) for key, value in graph.items()}
 
 
 class ExportedNetwork(nn.Module):
