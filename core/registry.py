@@ -150,7 +150,11 @@ def _of_artifact(path: Path, application: str) -> tuple[str, ...]:
         raise ArtifactError(
             f"{path} did not pass parity ({'; '.join(parity.get('findings') or ['no reason given'])}); {again}"
         )
-    names = sorted(record.get("files") or {})
+    files = record.get("files") or {}
+    names = sorted(files)
+    for name in names:
+        if not (path / name).is_file() or _sha256(path / name) != files[name].get("sha256"):
+            raise ArtifactError(f"{path}: {name} is not what was exported (its sha256 differs); {again}")
     for name in {*names} - {"parity.json", "report.json", "report.html"}:
         if not (path / name).is_file() or _sha256(path / name) != (parity.get("files") or {}).get(name):
             raise ArtifactError(f"{path}: {name} is not what parity was shown for; {again}")

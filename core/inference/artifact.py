@@ -76,6 +76,8 @@ class Record(Config):
     """How it was compressed: calibration samples by class, layers left in float."""
     files: dict[str, File] = {}
     """Every file but `artifact.json`."""
+    sha256: str = ""
+    """Of `artifact.json` itself, written without this hash."""
 
 
 def check_format(format: str) -> Format:
@@ -139,6 +141,8 @@ def hashes(folder: Path) -> dict[str, File]:
     found = {}
     for path in sorted(folder.iterdir()):
         if path.name != "artifact.json":
+            if not path.is_file():
+                raise ArtifactError(f"{path} is no file: it was added after the export; remove it")
             with open(path, "rb") as stream:
                 digest = hashlib.file_digest(stream, "sha256").hexdigest()
             found[path.name] = File(sha256=digest, bytes=path.stat().st_size)
@@ -147,7 +151,9 @@ def hashes(folder: Path) -> dict[str, File]:
 
 def seal(folder: Path, record: Record) -> Record:
     """Writes `artifact.json` with the hashes of all that is there now."""
-    sealed = record.model_copy(update={"files": hashes(folder)})
+    sealed = record.model_copy(update={"files": hashes(folder), "sha256": ""})
+    digest = hashlib.sha256(sealed.model_dump_json(indent=1).encode()).hexdigest()
+    sealed = sealed.model_copy(update={"sha256": digest})
     (folder / "artifact.json").write_text(sealed.model_dump_json(indent=1), encoding="utf-8")
     return sealed
 
@@ -163,18 +169,21 @@ def read(path: Path) -> Record:
         ArtifactError: no artifact, one of another layout, or a file is missing, damaged or foreign (named).
     """
     try:
-        record = Record.model_validate_json((path / "artifact.json").read_text(encoding="utf-8"))
+        text = (path / "artifact.json").read_bytes()
+        record = Record.model_validate_json(text)
     except FileNotFoundError:
         raise ArtifactError(
             f"{path} is no artifact (artifact.json is missing); make one with: verticals export"
         ) from None
-    except (ValidationError, UnicodeDecodeError, OSError) as error:
+    except (ValidationError, OSError) as error:
         layout = _layout(path)
         if layout is not None and layout != LAYOUT:
             raise _other(path, layout) from None
         raise ArtifactError(f"{path / 'artifact.json'} is damaged ({type(error).__name__}); export again") from None
     if record.layout != LAYOUT:
         raise _other(path, record.layout)
+    if hashlib.sha256(text.replace(record.sha256.encode(), b"")).hexdigest() != record.sha256:
+        raise ArtifactError(f"{path / 'artifact.json'} is not what was written (its sha256 differs); export again")
     found = hashes(path)
     for name, file in record.files.items():
         if name not in found:

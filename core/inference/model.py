@@ -72,5 +72,6 @@ def build(
     Raises:
         ArtifactError: a file is missing or damaged, or was made by other code.
     """
+    opened = session_of(app, path, config=session)  # first: of an artifact it checks every file
     config, constants = config_of(app, path), Run(path).read_json("constants.json")
-    return config, app.predictor(config, constants, session_of(app, path, config=session), version=name, **predictor)
+    return config, app.predictor(config, constants, opened, version=name, **predictor)
