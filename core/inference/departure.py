@@ -15,15 +15,16 @@ from torch.export import ExportedProgram
 from core.contract import Arrays, TensorSpec
 from core.inference import program as programs
 from core.inference.artifact import NETWORK_FILES, Record
+from core.inference.session import plain
 
 
 def error_of(true: NDArray[Any], given: NDArray[Any]) -> float:
-    """Largest difference, relative to the largest finite true value; infinity where `given` alone is not finite."""
+    """Largest difference, relative to the largest finite true value; infinity where one alone is not finite."""
     if true.shape != given.shape:
         return float("inf")
     a, b = true.astype(np.float64), given.astype(np.float64)
     finite = np.isfinite(a)
-    if not np.isfinite(b[finite]).all():
+    if not np.isfinite(b[finite]).all() or not np.array_equal(a[~finite], b[~finite], equal_nan=True):
         return float("inf")
     if not finite.any():
         return 0.0
@@ -40,7 +41,7 @@ class _Tap(torch.fx.Interpreter):
     def run_node(self, n: torch.fx.Node) -> Any:
         result = super().run_node(n)
         if isinstance(result, torch.Tensor) and result.is_floating_point():
-            self.values[n.name] = result.detach().numpy()
+            self.values[n.name] = result.detach().numpy().copy()  # later nodes may write into it
         return result
 
 
@@ -76,7 +77,7 @@ def _values_of(program: ExportedProgram, inputs: tuple[TensorSpec, ...], arrays:
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
         tap = _Tap(program.module())
-        tap.run(*(torch.from_numpy(np.ascontiguousarray(arrays[spec.name])) for spec in inputs))
+        tap.run(*(torch.from_numpy(plain(arrays[spec.name])) for spec in inputs))
     return tap.values
 
 
@@ -84,7 +85,7 @@ def _values_in(folder: Path, record: Record, arrays: Mapping[str, NDArray[Any]],
     if record.format == "torch":
         return _values_of(programs.load(folder), record.inputs, arrays)
     file = folder / NETWORK_FILES[record.format][0]
-    feed = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    feed = {name: plain(array) for name, array in arrays.items()}
     if record.format == "onnx":
         return _onnx_values(file, feed, names)
     if record.format == "openvino":

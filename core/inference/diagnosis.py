@@ -55,8 +55,13 @@ def difference(true: NDArray[Any], given: NDArray[Any], columns: Sequence[str] =
         tolerance: relative difference up to which two columns are the same.
     """
     a, b = true.astype(np.float64), given.astype(np.float64)
-    if broken := int((~np.isfinite(b)).sum()):
+    a, b = np.atleast_1d(a), np.atleast_1d(b)
+    if broken := int((np.isfinite(a) & ~np.isfinite(b)).sum()):
         return f"holds {broken} values that are not finite"
+    if filled := int((~np.isfinite(a) & np.isfinite(b)).sum()):
+        return (
+            f"holds numbers in {filled} places that are not finite in the original: missing values are filled otherwise"
+        )
     if a.ndim < 2:
         a, b = a[:, None], b[:, None]
     count = a.shape[1]
@@ -142,27 +147,32 @@ def _same_as(column: NDArray[Any], a: NDArray[Any], among: Sequence[int], tolera
 
 def _line(a: NDArray[Any], b: NDArray[Any]) -> tuple[float, float] | None:
     """(factor, shift) with b = factor * a + shift, where that holds."""
-    x, y = a.ravel(), b.ravel()
-    spread = x.var()
-    if not spread > 0:
+    x, y = _finite(a, b)
+    if not x.size or not (spread := x.var()) > 0:
         return None
     factor = float(((x - x.mean()) * (y - y.mean())).mean() / spread)
     shift = float(y.mean() - factor * x.mean())
     rest = np.abs(factor * x + shift - y).max()
-    return (factor, shift) if rest <= 1e-4 * max(np.abs(y).max(), 1e-12) else None
+    return (factor, shift) if rest <= 1e-2 * np.abs(x - y).max() else None
+
+
+def _finite(a: NDArray[Any], b: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Flat, where both are finite."""
+    both = np.isfinite(a) & np.isfinite(b)
+    return a[both], b[both]
 
 
 def _said(factor: float, shift: float) -> str:
     if abs(factor - 1) < 1e-4:
         return f"is the original plus {shift:.4g}: it is centred otherwise"
     moved = f" plus {shift:.4g}" if abs(shift) > 1e-4 * abs(factor) else ""
-    return f"is {factor:.4g} times the original{moved}: it is scaled otherwise"
+    return f"is {factor:.6g} times the original{moved}: it is scaled otherwise"
 
 
 def _scaled(a: NDArray[Any], b: NDArray[Any]) -> str:
     found = _line(a, b)
     if found is not None:
         return _said(*found)
-    x, y = a.ravel(), b.ravel()
+    x, y = _finite(a, b)
     related = float(np.corrcoef(x, y)[0, 1]) if x.std() > 0 and y.std() > 0 else float("nan")
     return f"differs by up to {np.abs(x - y).max():.4g} (correlation {related:.3f})"

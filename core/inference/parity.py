@@ -212,17 +212,17 @@ def _prepared(true: Recorder, given: Recorder, columns: list[str]) -> list[str]:
         if spec.name in state:
             continue
         pairs = [(true.calls[k].inputs[spec.name], given.calls[k].inputs[spec.name]) for k in sorted(true.calls)]
-        pairs = [(a, b) for a, b in pairs if a.ndim]
+        pairs = [(np.atleast_1d(a), np.atleast_1d(b)) for a, b in pairs]
         unlike = [(a.shape, b.shape) for a, b in pairs if a.shape != b.shape]
         if unlike:
             findings.append(f"prepare: {spec.name} is {list(unlike[0][1])}, the original gets {list(unlike[0][0])}")
             continue
-        flat = [
-            np.concatenate([pair[k] for pair in pairs]) if len({p[0].shape[1:] for p in pairs}) == 1 else pairs[0][k]
-            for k in (0, 1)
-        ]
-        if error_of(flat[0], flat[1]) > SAME:
-            findings.append(f"prepare: {spec.name} {difference(flat[0], flat[1], columns, tolerance=SAME)}")
+        if len({a.shape[1:] for a, _ in pairs}) == 1:
+            a, b = (np.concatenate([pair[k] for pair in pairs]) for k in (0, 1))
+        else:  # pictures of several sizes: the one that differs most
+            a, b = max(pairs, key=lambda pair: error_of(*pair))
+        if error_of(a, b) > SAME:
+            findings.append(f"prepare: {spec.name} {difference(a, b, columns, tolerance=SAME)}")
     return findings
 
 
