@@ -60,7 +60,8 @@ def write_network(
         from core.inference.session_tensorrt import build_engine
 
         sizes: Mapping[str, Any] = getattr(network, "ranges", {})
-        build_engine(path, folder / NETWORK_FILES[format][0], precision=precision, sizes=sizes)
+        file = folder / NETWORK_FILES[format][0]
+        build_engine(path, file, inputs=network.inputs, precision=precision, sizes=sizes)  # type: ignore[arg-type]
         path.unlink()
     return made.program
 

@@ -7,20 +7,24 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import tensorrt as trt
 import torch
 from numpy.typing import NDArray
 
 from core.contract import Arrays, TensorSpec
 from core.errors import ArtifactError, ConfigError
-from core.inference.session import Check, Precision, SessionConfig, kept
+from core.inference.session import Check, Precision, SessionConfig, kept, plain
 
 LOGGER = trt.Logger(trt.Logger.ERROR)
 
 
 def build_engine(
-    source: Path, target: Path, *, precision: Precision, sizes: Mapping[str, tuple[int, int, int]]
+    source: Path,
+    target: Path,
+    *,
+    inputs: Sequence[TensorSpec],
+    precision: Precision,
+    sizes: Mapping[str, tuple[int, int, int]],
 ) -> None:
     """An engine for this GPU from an ONNX file.
 
@@ -28,11 +32,13 @@ def build_engine(
         sizes: smallest, usual and largest size of every free axis, by its name.
 
     Raises:
-        ConfigError: a precision that is not built here.
+        ConfigError: a precision that is not built here, or a free axis without sizes.
         ArtifactError: TensorRT refuses the network; its words are given.
     """
     if precision not in ("float32", "float16", "bfloat16"):
         raise ConfigError(f"TensorRT engines are built in float32, float16 or bfloat16 here, not in {precision}")
+    if lacking := sorted({axis for spec in inputs for axis in spec.shape if isinstance(axis, str)} - set(sizes)):
+        raise ConfigError(f"TensorRT needs the sizes of axis {', '.join(lacking)}: give the network `ranges`")
     builder = trt.Builder(LOGGER)
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.EXPLICIT_BATCH))
     parser = trt.OnnxParser(network, LOGGER)
@@ -45,11 +51,8 @@ def build_engine(
         config.set_flag(trt.BuilderFlag.FP16 if precision == "float16" else trt.BuilderFlag.BF16)
     for place in range(network.num_inputs):
         tensor = network.get_input(place)
-        names = [tensor.get_dimension_name(axis) for axis in range(len(tensor.shape))]
-        bounds = [
-            [sizes[name][k] if length < 0 else length for name, length in zip(names, tensor.shape, strict=True)]
-            for k in range(3)
-        ]
+        axes = next(spec.shape for spec in inputs if spec.name == tensor.name)
+        bounds = [[sizes[axis][k] if isinstance(axis, str) else axis for axis in axes] for k in range(3)]
         profile.set_shape(tensor.name, *bounds)
     config.add_optimization_profile(profile)
     engine = builder.build_serialized_network(network, config)
@@ -76,6 +79,8 @@ class TensorRtSession:
         """
         device = (config or SessionConfig()).device
         self._device = torch.device("cuda" if device == "cpu" else device)
+        if not path.is_file():
+            raise ArtifactError(f"{path} is missing; export it again")
         engine = trt.Runtime(LOGGER).deserialize_cuda_engine(path.read_bytes())
         if engine is None:
             raise ArtifactError(
@@ -92,9 +97,10 @@ class TensorRtSession:
         """
         self._check(arrays)
         with self._turn, torch.cuda.stream(self._stream):
-            given = {name: torch.from_numpy(np.ascontiguousarray(a)).to(self._device) for name, a in arrays.items()}
+            given = {name: torch.from_numpy(plain(a)).to(self._device) for name, a in arrays.items()}
             for name, tensor in given.items():
-                self._context.set_input_shape(name, tuple(tensor.shape))
+                if not self._context.set_input_shape(name, tuple(tensor.shape)):
+                    raise ValueError(f"{name} is {list(tensor.shape)}: the engine was not built for this size")
                 self._context.set_tensor_address(name, tensor.data_ptr())
             made = {
                 spec.name: torch.empty(
@@ -106,6 +112,7 @@ class TensorRtSession:
             }
             for name, tensor in made.items():
                 self._context.set_tensor_address(name, tensor.data_ptr())
-            self._context.execute_async_v3(self._stream.cuda_stream)
+            if not self._context.execute_async_v3(self._stream.cuda_stream):
+                raise RuntimeError("TensorRT could not run the engine; its log says why")
             self._stream.synchronize()
             return kept({name: tensor.cpu().numpy() for name, tensor in made.items()}, out)
