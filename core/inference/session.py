@@ -162,11 +162,11 @@ class TorchSession:
         if self._lower:
             results = tuple(result.float() if result.dtype == self._lower else result for result in results)
         if not self._on_cpu:
-            results = tuple(result.cpu() for result in results)
+            results = tuple(result.detach().cpu() for result in results)
         else:  # what a network passes on as it is would else be the caller's own array, or a weight
             given = {tensor.untyped_storage().data_ptr() for tensor in tensors}
             results = tuple(
-                result.clone()
+                result.detach().clone()
                 if (place := result.untyped_storage().data_ptr()) in given or place in self._weights
                 else result
                 for result in results
