@@ -40,12 +40,10 @@ def calibration_rows(labels: ArrayLike, count: int, *, seed: int = 0) -> NDArray
         raise ConfigError(
             f"{count} calibration samples of {len(classes)} classes; allowed is at least one for each class"
         )
-    quota = np.zeros(len(classes), np.int64)
-    while (left := min(count, len(given)) - quota.sum()) > 0:  # what a small class cannot give, the others do
-        open_ones = np.flatnonzero(quota < sizes)
-        share = np.full(len(open_ones), left // len(open_ones))
-        share[: left % len(open_ones)] += 1
-        quota[open_ones] = np.minimum(quota[open_ones] + share, sizes[open_ones])
+    quota, left = np.zeros(len(classes), np.int64), min(count, len(given))
+    for place, one in enumerate(np.argsort(sizes, kind="stable")):  # what a small class cannot give, the larger ones do
+        quota[one] = min(sizes[one], left // (len(classes) - place))
+        left -= quota[one]
     generator = np.random.default_rng(seed)
     chosen = [
         generator.choice(np.flatnonzero(given == one), size, replace=False)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
@@ -19,6 +22,7 @@ from core.compression.distillation import (
 )
 from core.contract import Step
 from core.device import seed_everything
+from core.distributed.launch import launch
 from core.distributed.strategy import Strategy
 from core.errors import ConfigError
 from core.training.log import Log
@@ -217,6 +221,26 @@ def test_a_compiled_student_is_still_heard() -> None:
     torch._dynamo.reset()
 
 
+def _rank(path: str) -> None:
+    strategy = Strategy(torch.device("cpu"))
+    torch.manual_seed(0)
+    task = Distillation(ClassTask(8), ClassTask(16), TemperatureCrossEntropy())
+    batch = points(32, 0)
+    mine = Points(*(part[strategy.rank :: strategy.world_size] for part in batch))
+    with Log(None, quiet=True) as log:
+        fit(task, Batches(mine, 4), FitConfig(epochs=1), strategy=strategy, log=log)
+    if strategy.rank == 0:
+        torch.save(task.state_dict(), path)
+
+
+def test_two_processes_take_the_steps_of_one(tmp_path: Path) -> None:
+    launch(_rank, 2, str(tmp_path / "two.pt"))
+    launch(_rank, 1, str(tmp_path / "one.pt"))
+    one, two = (torch.load(tmp_path / f"{name}.pt", weights_only=True) for name in ("one", "two"))
+    for name, tensor in one.items():
+        torch.testing.assert_close(two[name], tensor)
+
+
 def test_a_task_with_a_state_carries_it_for_both() -> None:
     """The fraud task: the student narrower than the teacher, both with the members' logits."""
     config = APPLICATION.recipes["debug"]()
@@ -268,3 +292,12 @@ def test_numbers_out_of_range_are_refused(weight: float) -> None:
         TemperatureCrossEntropy(-1)
     with pytest.raises(ConfigError, match="softmax over one class"):
         TemperatureCrossEntropy()(torch.zeros(3, 1), torch.zeros(3, 1))
+
+
+def test_training_needs_no_library_of_pruning_or_quantization() -> None:
+    code = (
+        "import sys, core.compression.distillation, core.compression.sharing, core.compression.calibration, core.nn.shapes\n"
+        "print({'nncf', 'openvino', 'onnxruntime', 'onnx', 'torch_pruning'} & set(sys.modules))"
+    )
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert said.stdout == "set()\n"
