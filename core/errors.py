@@ -49,3 +49,7 @@ class ParityError(ArtifactError):
 
 class CapacityError(VerticalsError):
     """A request that would exceed a stated limit of memory, time or size."""
+
+
+class ScoreError(VerticalsError):
+    """A model that scores less than the limit it was held to."""
