@@ -137,6 +137,8 @@ def _unsupported(program: ExportedProgram, error: Exception) -> ArtifactError:
         warnings.simplefilter("ignore")
         nodes = program.run_decompositions().graph.nodes
     asking = [programs.place_of(node) for node in nodes if str(node.target).startswith(operations[0])]
+    name = operations[0].rpartition(".")[2]  # the exporter takes some apart that are whole in the graph
+    asking = asking or [programs.place_of(node) for node in program.graph.nodes if name in str(node.target)]
     return ArtifactError(
         f"the network cannot become ONNX: {operations[0]} has no counterpart there. It is asked for by "
         f"{asking[0] if asking else 'the network'}. Write that line with other operations, or export --format torch"

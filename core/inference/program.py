@@ -5,12 +5,14 @@ The graph is torch.export's, kept as JSON beside the weights as safetensors: not
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import logging
 import re
 import traceback
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -84,29 +86,54 @@ def trace(network: nn.Module) -> ExportedProgram:
     )
     tensors = example(inputs, getattr(network, "sizes", None))
     positional = _Positional(network.eval())
-    with torch.no_grad(), _quiet():
+    with torch.no_grad(), _quiet() as fixed:
         try:
             positional(*tensors)  # what a network prepares at its first call is no part of the graph
+            before = [(name, buffer, buffer._version) for name, buffer in network.named_buffers()]
+            positional(*tensors)
             program = torch.export.export(positional, tensors, dynamic_shapes=(dynamic,))
         except Exception as error:  # torch raises some twenty kinds, its users' code any
-            raise _refused(network, error) from error
+            raise _refused(network, error, tensors, fixed) from error
+    if changed := [name for name, buffer, version in before if buffer._version != version]:
+        raise ArtifactError(
+            f"{type(network).__name__} cannot be exported: a call changes its buffer {changed[0]}, which a graph keeps from "
+            "nobody. Take the state as an input and give it back as an output"
+        )
     return program
 
 
+class _Fixed(logging.Handler):
+    """Lines of code at which torch found that a free axis has one length: it logs each, and says it at the end without."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if str(record.msg).startswith("set_replacement"):
+            self.lines += _own(traceback.extract_stack())[-1:]
+
+
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Without torch's own warnings and pages of graph in the log: what matters is raised."""
-    loggers = [logging.getLogger(name) for name in ("torch.fx.experimental.symbolic_shapes", "torch.export")]
-    before = [logger.level for logger in loggers]
+def _quiet() -> Iterator[_Fixed]:
+    """Without torch's own warnings and pages of graph: what matters is raised."""
+    shapes, export, fixed = (
+        logging.getLogger("torch.fx.experimental.symbolic_shapes"),
+        logging.getLogger("torch.export"),
+        _Fixed(),
+    )
+    before = [(logger, logger.level, logger.propagate, logger.handlers) for logger in (shapes, export)]
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")
-            for logger in loggers:
-                logger.setLevel(logging.CRITICAL)
-            yield
+            for logger, level in ((shapes, logging.INFO), (export, logging.CRITICAL)):
+                logger.setLevel(level)
+                logger.propagate, logger.handlers = False, [fixed]
+            yield fixed
     finally:
-        for logger, level in zip(loggers, before, strict=True):
+        for logger, level, propagate, handlers in before:
             logger.setLevel(level)
+            logger.propagate, logger.handlers = propagate, handlers
 
 
 def save(program: ExportedProgram, folder: Path) -> None:
@@ -209,21 +236,27 @@ def _line(file: str, number: str | int | None, code: str | None) -> str:
     return f"{Path(file).name}:{number}: {(code or '').strip()}"
 
 
-def _refused(network: nn.Module, error: Exception) -> ArtifactError:
+def _own(stack: Iterable[traceback.FrameSummary]) -> list[str]:
+    """The lines of a stack that are neither torch's nor of this file."""
+    others = (*(str(Path(module.__file__).parent) for module in (torch, logging)), "<", __file__)
+    return [_line(frame.filename, frame.lineno, frame.line) for frame in stack if not frame.filename.startswith(others)]
+
+
+def _refused(network: nn.Module, error: Exception, tensors: Sequence[Tensor], fixed: _Fixed) -> ArtifactError:
     """Why torch.export refuses a network, in its first line, and the last line of code that is not torch's."""
-    reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-    torch_folder = str(Path(torch.__file__).parent)
-    own = [
-        frame
-        for frame in traceback.extract_tb(error.__traceback__)
-        if not frame.filename.startswith((torch_folder, "<")) and frame.filename != __file__
-    ]
-    told = re.findall(r'File "([^"]+)", line (\d+), in \w+\n\s*(.*)', str(error))
-    told = [found for found in told if not found[0].startswith(torch_folder) and found[0] != __file__]
-    where = (
-        _line(*told[-1]) if told else _line(own[-1].filename, own[-1].lineno, own[-1].line) if own else "no line known"
-    )
+    text = str(error)
+    reason = next((line.strip() for line in text.splitlines() if line.strip()), type(error).__name__)
+    told = re.findall(r'File "([^"]+)", line (\d+), in \w+\n\s*(.*)', text)
+    lines = _own(traceback.FrameSummary(file, int(number), "", line=line) for file, number, line in told)
+    lines = lines or _own(traceback.extract_tb(error.__traceback__))
+    if held := re.search(r"You marked (\w+) as dynamic but your code specialized it to be a constant \((\d+)\)", text):
+        reason, lines = f"axis {held[1]} is free in its specs, and the code holds it to {held[2]}.", fixed.lines
+        advice = f"Write that line for any length, or give axis {held[1]} a length in the specs"
+    elif "data-dependent" in text:
+        advice = "Write that line without control flow that depends on data, or leave the part to the Predictor"
+    else:
+        shapes = ", ".join(str(list(tensor.shape)) for tensor in tensors)
+        advice = f"It was called with zeros of {shapes}; `sizes` of the network gives free axes other lengths"
     return ArtifactError(
-        f"{type(network).__name__} cannot be exported: {reason[:300]} At {where}. "
-        "Write that line without control flow that depends on data, or leave the part to the Predictor"
+        f"{type(network).__name__} cannot be exported: {reason[:300]} At {lines[-1] if lines else 'no line known'}. {advice}"
     )
