@@ -151,8 +151,15 @@ class Application:
     """(Config, constants) -> the network without weights, built like `task.model`."""
     forms: Mapping[str, Callable[[Any], torch.nn.Module]]
     """Network -> a form of it that a Session runs, with `inputs` and `outputs`; the first is what a run is served as."""
+    whole: Sequence[str]
+    """Modules of the network that keep their width when channels are pruned."""
+    distillation: Callable[[Any], torch.nn.Module]
+    """Config -> the loss between a student's and a teacher's answers, for `core.compression.distillation.Distillation`."""
     limits: Mapping[str, Limits]
     """What parity demands of an artifact, by its precision: `float32`, `bfloat16`, `int8`."""
+    calibration: Callable[..., tuple[list[Arrays], dict[str, int]]]
+    """(config, constants, session, data, count) -> what the network gets for so many validation samples, one a row, and how many there are
+    of each class: for quantization, so every class is among them."""
     predictor: Callable[..., Predictor]
     """(Config, constants, session, version=...) -> Predictor; also threshold=..., where `verticals release` set one."""
     evaluate: Callable[..., Metrics]

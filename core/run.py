@@ -106,20 +106,33 @@ def weights_of(model: torch.nn.Module) -> tuple[dict[str, torch.Tensor], dict[st
     return tensors, {SHARED: json.dumps(shared)} if shared else None
 
 
+def read_weights(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """Every tensor of a safetensors file by name, and which names share another's tensor.
+
+    Raises:
+        ArtifactError: the file is missing or damaged.
+    """
+    try:
+        tensors = load_file(path)
+        with safe_open(path, "pt") as file:
+            shared: dict[str, str] = json.loads((file.metadata() or {}).get(SHARED, "{}"))
+        return {**tensors, **{name: tensors[first] for name, first in shared.items()}}, shared
+    except FileNotFoundError:
+        raise ArtifactError(f"weights {path} are missing: train again or restore the file") from None
+    except Exception as error:  # safetensors raises several kinds
+        raise ArtifactError(f"weights {path} are damaged ({error}); train again or restore the file") from error
+
+
 def load_weights(model: torch.nn.Module, path: Path) -> None:
     """Fills `model` from a safetensors file; what shares one tensor in the file shares it in the model.
 
     Raises:
         ArtifactError: the file is missing or damaged, or its tensors are not those of the model.
     """
+    tensors, shared = read_weights(path)
     try:
-        tensors = load_file(path)
-        with safe_open(path, "pt") as file:
-            shared = json.loads((file.metadata() or {}).get(SHARED, "{}"))
-        model.load_state_dict({**tensors, **{name: tensors[first] for name, first in shared.items()}})
-    except FileNotFoundError:
-        raise ArtifactError(f"weights {path} are missing: train again or restore the file") from None
-    except Exception as error:  # safetensors and torch raise several kinds for damage and for misfit
+        model.load_state_dict(tensors)
+    except Exception as error:  # torch raises several kinds for misfit
         raise ArtifactError(
             f"weights {path} do not fit this model ({error}); they are damaged or of another application"
         ) from error

@@ -14,10 +14,11 @@ import numpy as np
 from core.contract import Arrays, TensorSpec
 from core.device import machine, peak_bytes
 from core.errors import ConfigError
-from core.inference.model import build, config_of, session_of
+from core.inference.model import config_of, session_of
 from core.inference.recording import Recorder
 from core.inference.session import SessionConfig
 from core.inference.timing import Taken, interleaved
+from core.run import Run
 from core.training.log import working
 from pipelines.model import Place, find, samples, size_of
 
@@ -26,13 +27,15 @@ ROWS_KEPT = 64
 
 
 def bench(
-    models: Sequence[str],
+    models: Sequence[str | Place],
     *,
+    labels: Sequence[str] | None = None,
     requests: int = 500,
     batches: Sequence[int] = (1, 32, 256),
     threads: Sequence[int] = (1,),
     input: str | None = None,
     split: str = "test",
+    form: str | None = None,
     score: bool = True,
 ) -> dict[str, Any]:
     """Latency and throughput of the networks on real inputs, in turns in one process; load time and peak memory of each
@@ -40,10 +43,12 @@ def bench(
 
     Args:
         models: runs, artifacts or `APPLICATION[:VERSION]`, all of one application and with the same tensors.
+        labels: their names in the tables; their own where None.
         requests: calls of one item that are timed; larger batches get fewer.
         batches: items a call.
         threads: threads of one call.
         input: a labelled file that the samples are taken from; without it the `split` of the first model's own data.
+        form: of networks that are no artifacts; the application's first where None.
         score: False leaves the scores out.
 
     Raises:
@@ -51,19 +56,19 @@ def bench(
         ConfigError: models of several applications, or options out of range.
     """
     _check(requests, batches, threads)
-    places = [find(model) for model in models]
+    places = [model if isinstance(model, Place) else find(model) for model in models]
     if len({place.app.name for place in places}) > 1:
         raise ConfigError(
             f"models of {', '.join(sorted({p.app.name for p in places}))}; one bench compares one application's"
         )
-    labels = _labels(places)
+    labels = labels or _labels(places)
     with working("samples, and the score of each model"):
-        given, scores = _samples(places, labels, input, split, score)
+        given, scores = _samples(places, labels, input, split, form, score)
     rows: list[dict[str, Any]] = []
     with working("latency, in turns"):
         for count in threads:
-            rows += _latency(places, labels, given, requests, batches, count)
-    costs = {label: _cost(place) for label, place in zip(labels, places, strict=True)}
+            rows += _latency(places, labels, given, requests, batches, count, form)
+    costs = {label: _cost(place, form) for label, place in zip(labels, places, strict=True)}
     text = "\n\n".join([_cost_table(costs, scores), _latency_table(rows)])
     return {"models": costs, "scores": scores, "rows": rows, "machine": machine(), "text": text}
 
@@ -82,7 +87,7 @@ def _labels(places: Sequence[Place]) -> list[str]:
 
 
 def _samples(
-    places: Sequence[Place], labels: Sequence[str], input: str | None, split: str, score: bool
+    places: Sequence[Place], labels: Sequence[str], input: str | None, split: str, form: str | None, score: bool
 ) -> tuple[list[Arrays], dict[str, Any]]:
     """What the first model's network gets while samples are answered, and the figures of all models."""
     config = config_of(places[0].app, places[0].path)
@@ -92,20 +97,13 @@ def _samples(
     for place, label in zip(places, labels, strict=True):
         if given and not score:
             break
-        config, predictor = build(place.app, place.path, place.name)
-        session = Recorder(predictor.session, rows=ROWS_KEPT)
-        constants = _constants(place)
+        config, constants = config_of(place.app, place.path), Run(place.path).read_json("constants.json")
+        session = Recorder(session_of(place.app, place.path, form=form), rows=ROWS_KEPT)
         metrics = place.app.evaluate(place.app.predictor(config, constants, session, version=place.name), data, split)
         given = given or [call.inputs for call in session.calls.values()]
         limits = next(iter(place.app.limits.values()))
         scores[label] = {"figure": limits.figure, **metrics.record()["figures"][limits.figure]}
     return given, scores if score else {}
-
-
-def _constants(place: Place) -> dict[str, Any]:
-    from core.run import Run
-
-    return Run(place.path).read_json("constants.json")
 
 
 def _latency(
@@ -115,13 +113,16 @@ def _latency(
     requests: int,
     batches: Sequence[int],
     threads: int,
+    form: str | None,
 ) -> list[dict[str, Any]]:
     import torch
 
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        sessions = [session_of(place.app, place.path, config=SessionConfig(threads=threads)) for place in places]
+        sessions = [
+            session_of(place.app, place.path, form=form, config=SessionConfig(threads=threads)) for place in places
+        ]
         rows = []
         for batch in batches:
             ways = {}
@@ -167,14 +168,14 @@ def _batch(given: list[Arrays], inputs: Sequence[TensorSpec], rows: int) -> Arra
     return arrays
 
 
-def _cost(place: Place) -> dict[str, Any]:
+def _cost(place: Place, form: str | None) -> dict[str, Any]:
     """Size, and load time and memory as a process of its own sees them."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
-        measured = pool.apply(_load, (place.app.name, str(place.path)))
+        measured = pool.apply(_load, (place.app.name, str(place.path), form))
     return {"path": str(place.path), "bytes": size_of(place.path), **measured}
 
 
-def _load(application: str, path: str) -> dict[str, float]:
+def _load(application: str, path: str, form: str | None) -> dict[str, float]:
     """In a fresh process: opens the network and answers once."""
     os.environ["OMP_NUM_THREADS"] = "1"
     from pathlib import Path
@@ -183,7 +184,7 @@ def _load(application: str, path: str) -> dict[str, float]:
 
     app = load(application)
     before, start = peak_bytes(), time.perf_counter()
-    session = session_of(app, Path(path))
+    session = session_of(app, Path(path), form=form)
     seconds = time.perf_counter() - start
     session(
         {

@@ -230,6 +230,33 @@ def detection_plots(
     return [*plots, training_curves(history)] if history else plots
 
 
+def frontier(points: Sequence[Mapping[str, Any]], *, figure: str) -> Plot:
+    """Score against latency: what a model costs and what it is worth, up and to the left being better.
+
+    Args:
+        points: each with `model`, `p50_ms`, `value` and, or None, `low` and `high`.
+        figure: name of the score.
+    """
+
+    def draw(axes: Axes) -> None:
+        for place, point in enumerate(points):
+            colour = SERIES[place % len(SERIES)]
+            x, y = point["p50_ms"], point["value"]
+            if point.get("low") is not None:
+                axes.plot([x, x], [point["low"], point["high"]], color=colour, linewidth=1.0)
+            axes.plot([x], [y], "o", color=colour)
+            axes.annotate(
+                point["model"], (x, y), xytext=(6, 4 if place % 2 else -10), textcoords="offset points", fontsize=8
+            )
+        axes.set_xscale("log")
+        axes.margins(x=0.3, y=0.15)
+        axes.set(xlabel="latency, ms (median, log scale)", ylabel=figure)
+        _plain_logs(axes, "x")
+
+    series = {point["model"]: {key: point.get(key) for key in ("p50_ms", "value", "low", "high")} for point in points}
+    return Plot("Frontier", _svg("frontier", draw), f"{figure} with its 95 % interval against latency.", series)
+
+
 def _colours(series: Mapping[str, object]) -> list[str]:
     """A colour a series; after four they come round again."""
     return [SERIES[place % len(SERIES)] for place in range(len(series))]

@@ -12,7 +12,8 @@ from core.device import pick_device
 from core.errors import ArtifactError
 from core.inference import artifact
 from core.inference.session import SessionConfig, TorchSession
-from core.run import Run, load_weights
+from core.nn.shapes import fit_to
+from core.run import Run, load_weights, read_weights
 
 
 def served(app: Application, network: torch.nn.Module) -> torch.nn.Module:
@@ -31,7 +32,9 @@ def network_of(app: Application, path: Path) -> torch.nn.Module:
             f"{path} is an exported artifact: what made it is needed here, a run or a version trained in torch"
         )
     model = app.model(config_of(app, path), Run(path).read_json("constants.json"))
-    load_weights(model, path / "model.safetensors")
+    weights = path / "model.safetensors"
+    fit_to(model, read_weights(weights)[0])  # pruned weights are smaller than the configuration says
+    load_weights(model, weights)
     return model
 
 

@@ -192,10 +192,13 @@ APPLICATION = Application(
     constants=lambda config, data, task: CONSTANTS,
     model=lambda config, constants: PictureNet(),
     forms={"network": lambda network: network},
+    whole=(),
+    distillation=_none,
     limits={
         "float32": Limits(tensor=1e-4, answers={"label": 0.0, "chance": 1e-4}, figure="accuracy", drop=0.0),
         "float16": Limits(tensor=1e-2, answers={"label": 0.01, "chance": 0.01}, figure="accuracy", drop=0.01),
     },
+    calibration=_none,
     predictor=PicturePredictor,
     evaluate=evaluate,
     samples=_none,
