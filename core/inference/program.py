@@ -74,13 +74,15 @@ def trace(network: nn.Module) -> ExportedProgram:
     """The network's graph, its free axes left free.
 
     Args:
-        network: with `inputs` and `outputs`; `sizes`, where it has that, gives lengths of free axes that it can take.
+        network: with `inputs` and `outputs`; `sizes`, where it has that, gives lengths of free axes that it can take,
+            `ranges` the smallest, usual and largest.
 
     Raises:
         ArtifactError: it cannot be exported; says why, and the line.
     """
     inputs: tuple[TensorSpec, ...] = network.inputs  # type: ignore[assignment]
-    axes = {axis: Dim(axis) for spec in inputs for axis in spec.shape if isinstance(axis, str)}
+    least = {axis: low for axis, (low, *_) in getattr(network, "ranges", {}).items() if low > 1}
+    axes = {axis: Dim(axis, min=least.get(axis)) for spec in inputs for axis in spec.shape if isinstance(axis, str)}
     dynamic = tuple(
         {place: axes[axis] for place, axis in enumerate(spec.shape) if isinstance(axis, str)} for spec in inputs
     )
@@ -238,7 +240,7 @@ def _line(file: str, number: str | int | None, code: str | None) -> str:
 
 def _own(stack: Iterable[traceback.FrameSummary]) -> list[str]:
     """The lines of a stack that are neither torch's nor of this file."""
-    others = (*(str(Path(module.__file__).parent) for module in (torch, logging)), "<", __file__)
+    others = (*(str(Path(file).parent) for file in (torch.__file__, logging.__file__)), "<", __file__)
     return [_line(frame.filename, frame.lineno, frame.line) for frame in stack if not frame.filename.startswith(others)]
 
 
@@ -252,6 +254,10 @@ def _refused(network: nn.Module, error: Exception, tensors: Sequence[Tensor], fi
     if held := re.search(r"You marked (\w+) as dynamic but your code specialized it to be a constant \((\d+)\)", text):
         reason, lines = f"axis {held[1]} is free in its specs, and the code holds it to {held[2]}.", fixed.lines
         advice = f"Write that line for any length, or give axis {held[1]} a length in the specs"
+    elif limits := re.findall(r"values of (\w+) = (\S+) in the specified range satisfy the generated guard (.*)", text):
+        rules = dict.fromkeys(rule.replace(source, axis).partition(" and ")[0] for axis, source, rule in limits)
+        reason, axis = f"it does not take every length of axis {limits[0][0]}: {'; '.join(rules)}.", limits[0][0]
+        lines, advice = lines or fixed.lines, f"`ranges` of the network gives the smallest length of {axis}"
     elif "data-dependent" in text:
         advice = "Write that line without control flow that depends on data, or leave the part to the Predictor"
     else:
