@@ -116,7 +116,12 @@ def staged(target: Path) -> Iterator[Path]:
         staging = Path(folder) / "artifact"
         staging.mkdir()
         yield staging
-        staging.rename(target)
+        try:
+            staging.rename(target)
+        except OSError as error:
+            if not target.exists():
+                raise
+            raise ArtifactError(f"{target} exists: another command made it meanwhile") from error
 
 
 def copy_run(path: Path, folder: Path, *, code: Mapping[str, Any]) -> None:
