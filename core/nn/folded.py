@@ -69,11 +69,17 @@ class FoldedLinear:
         self.starts = starts[:, None]
         """[G, 1] each feature's first bend."""
         self.sides = torch.tensor([0, 1], dtype=torch.int32, device=device)
-        sizes = [2 * len(layer.features) for layer in layers]
-        self.size = sum(sizes)
-        self.firsts = torch.tensor([0, *sizes[:-1]], device=device).cumsum(0).int()
+        self.sizes = [2 * len(layer.features) for layer in layers]
+        self.size = sum(self.sizes)
+        self.firsts = torch.tensor([0, *self.sizes[:-1]], device=device).cumsum(0).int()
         """[S] where each layer's mixtures begin among `size` of them."""
         self._one: tuple[NDArray[Any], ...] | None = None
+        # for `traced`, where a value's share of its stretch is (value - low) * rise in float32, as all bends are float32
+        self.knots = self.inner.float().t().contiguous()  # [P - 2, G]
+        self.ones = torch.ones(1, len(self.knots), device=device)
+        self.rise = slope.clamp(max=1e30).float().t().contiguous()  # [P - 1, G]
+        self.low = bends[:, :-1].float().t().where(self.rise > 0, 0.0).contiguous()
+        self.begins, self.both = starts.long(), self.sides.long()
 
     def __call__(self, values: Tensor) -> Tensor:
         """[B, F] float32 -> [B, S, E] float32."""
@@ -89,6 +95,16 @@ class FoldedLinear:
             bags = (each[:, None] + bags).view(-1)
         summed = torch.embedding_bag(self.outputs, rows.reshape(-1), bags, per_sample_weights=mixture.reshape(-1))[0]
         return summed.view(batch, len(self.firsts), -1)
+
+    def traced(self, values: Tensor) -> list[Tensor]:
+        """[B, F] -> S times [B, 1, E]: `__call__` in operations that ONNX has. Bends are counted, not searched."""
+        chosen = values.index_select(1, self.places)
+        found = (self.ones @ (chosen.unsqueeze(1) >= self.knots).float()).squeeze(1).long()  # [B, G]
+        share = ((chosen - self.low.gather(0, found)) * self.rise.gather(0, found)).unsqueeze(2)
+        mixture = torch.cat((1 - share, share), 2).view(-1, 1, self.size)
+        rows = ((found + self.begins).unsqueeze(2) + self.both).view(-1, self.size)
+        parts = zip(torch.split(mixture, self.sizes, 2), torch.split(rows, self.sizes, 1), strict=True)
+        return [shares @ torch.embedding(self.outputs, places) for shares, places in parts]
 
     def one(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
         """[F] -> [S, E], without a batch's detours: numpy, and torch where it has a kernel that numpy lacks."""
@@ -111,7 +127,10 @@ class FoldedLinear:
 
 
 def _bends(encoding: PiecewiseLinear) -> Tensor:
-    """[F, P] float64: minus infinity, then where a feature's encoding changes its slope, rising, then infinity."""
+    """[F, P] float64: minus infinity, then where a feature's encoding changes its slope, rising, then infinity.
+
+    A bend between two neighbours of float32 stands as both of them: no value lies between.
+    """
     low, slope = encoding.lows.double(), encoding.slopes.double()
     used = slope > 0
     low = low.where(used, math.inf)
@@ -120,7 +139,11 @@ def _bends(encoding: PiecewiseLinear) -> Tensor:
     nearest = low.gather(1, (end[:, :, None] - low[:, None]).abs().argmin(2))
     end = nearest.where((nearest - end).abs() <= SAME_BEND * width, end)
     limits = low.new_tensor([-encoding.limit, encoding.limit]).expand(len(low), 2)
-    bends = torch.cat([low, end, limits], 1).sort(1).values
+    bends = torch.cat([low, end, limits], 1)
+    nearest = bends.float()
+    below = torch.nextafter(nearest, nearest.new_tensor(-math.inf)).where(nearest > bends, nearest)
+    above = torch.nextafter(nearest, nearest.new_tensor(math.inf)).where(nearest < bends, nearest)
+    bends = torch.cat([below, above], 1).double().sort(1).values
     again = F.pad(bends.diff(dim=1) == 0, (1, 0))
     bends = bends.masked_fill(again, math.inf).sort(1).values
     finite = bends[:, : int(torch.isfinite(bends).sum(1).max())]

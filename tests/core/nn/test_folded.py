@@ -49,6 +49,7 @@ def test_it_equals_the_layers(seed: int, num_bins: int, num_steps: int, scale: f
     folded = FoldedLinear(encoding, wanted)
     expected = plain(encoding, wanted, values)
     torch.testing.assert_close(folded(values).double(), expected, atol=2e-5, rtol=1e-5)
+    torch.testing.assert_close(torch.cat(folded.traced(values), 1).double(), expected, atol=2e-5, rtol=1e-5)
     alone = torch.cat([folded(row[None]) for row in values[::5]])
     torch.testing.assert_close(alone.double(), expected[::5], atol=2e-5, rtol=1e-5)
     one = np.stack([folded.one(row.numpy()) for row in values[::5]])
@@ -66,7 +67,9 @@ def test_it_equals_the_layers_of_a_fitted_encoding(num_steps: int) -> None:
     wanted = layers(encoding, [[0, 1, 2, 3, 4, 5], [5, 3]], 16)
     folded = FoldedLinear(encoding, wanted)
     torch.testing.assert_close(folded(values).double(), plain(encoding, wanted, values), atol=2e-5, rtol=1e-5)
-    assert folded.outputs.shape[0] <= 8 * (encoding.num_ramps + 5), (
+    traced = torch.cat(folded.traced(values), 1)
+    torch.testing.assert_close(traced.double(), plain(encoding, wanted, values), atol=2e-5, rtol=1e-5)
+    assert folded.outputs.shape[0] <= 8 * (encoding.num_ramps + 6), (
         "a ramp's end and the next one's beginning are one bend"
     )
 

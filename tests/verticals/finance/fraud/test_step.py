@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from copy import deepcopy
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from core.inference.export import write_network
+from core.inference.program import ExportedNetwork
 from core.inference.session import TorchSession
+from core.inference.session_onnx import OnnxSession
 from core.nn.sequence import RecallState
 from verticals.finance.fraud.events import DAY
 from verticals.finance.fraud.model import FraudNet, ModelConfig, pooled
@@ -207,3 +211,34 @@ def test_either_kind_of_evidence_makes_a_fraud() -> None:
         either = net.weigh(features, recalled)
     none = (1 - torch.sigmoid(card.double())) * (1 - torch.sigmoid(terminal.double()))
     torch.testing.assert_close(torch.sigmoid(either.double()), 1 - none, atol=1e-6, rtol=1e-4)
+
+
+def test_a_step_exported_after_a_change_of_mode_or_weights_holds_the_new_ones(tmp_path: Path) -> None:
+    step = ScoreStep(made().train())
+    with torch.no_grad():
+        step.net.of_card.out.mul_(3)
+    write_network(step, tmp_path, "torch")
+    network = ExportedNetwork(tmp_path, inputs=step.inputs, outputs=step.outputs)
+    given = (torch.randn(4, 7), torch.full((4,), 17_000.0, dtype=torch.float64), *step.net.initial(4))
+    with torch.inference_mode():
+        torch.testing.assert_close(network(*given)[0], step(*given)[0], atol=1e-5, rtol=0)
+
+
+def test_an_exported_step_equals_the_network_for_features_of_any_size(tmp_path: Path) -> None:
+    """Also at the bends of steep ramps and beyond the last."""
+    net = made(num_bins=8, num_steps=3)
+    rows = torch.randn(400, 7)
+    rows[:, 1], rows[:, 2] = (rows[:, 1] > 0).float(), 5 + rows[:, 2].round() * 5e-7
+    net.encoding.fit(rows, torch.arange(400) < 40)
+    step = ScoreStep(net)
+    write_network(step, tmp_path, "onnx")
+    session = OnnxSession(tmp_path / "model.onnx", inputs=step.inputs, outputs=step.outputs)
+    bends = torch.cat([net.encoding.lows, net.encoding.lows + 1 / net.encoding.slopes.clamp(min=1e-3)], 1).t()
+    sizes = torch.tensor([0.0, 1e-30, 1e-6, 1.0, 6.0, 1e3, 1e30])[:, None] * torch.randn(7, 7).sign()
+    features = torch.cat([rows[:50], bends, torch.nextafter(bends, torch.tensor(1e9)), sizes])
+    count = len(features)
+    days = torch.full((count,), 20_000.0, dtype=torch.float64)
+    with torch.inference_mode():
+        wanted = pooled(net(features[:, None], days[:, None], net.initial(count))[0][:, 0])
+    arrays = {"features": features.numpy(), "time": days.numpy(), **StateLayout(session).zeros(count)}
+    np.testing.assert_allclose(session(arrays)["logit"], wanted.numpy(), atol=1e-5)
