@@ -28,6 +28,10 @@ if TYPE_CHECKING:
 OPSET = 20
 """Of ONNX: the newest that ONNX Runtime, OpenVINO and TensorRT of this year all read."""
 
+FOLDED = 2**24
+"""Numbers of a constant that are worked out beforehand, at most: an LSTM's weights are put in ONNX's order, and then have
+to be plain weights to become int8."""
+
 
 def write_network(
     network: nn.Module, folder: Path, format: Format, *, precision: Precision = "float32"
@@ -85,6 +89,7 @@ def to_onnx(program: ExportedProgram, inputs: tuple[TensorSpec, ...], outputs: t
         ArtifactError: an operation has no counterpart in ONNX; it and its line are named.
     """
     import torch.onnx
+    from onnxscript import optimizer
 
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
@@ -95,17 +100,53 @@ def to_onnx(program: ExportedProgram, inputs: tuple[TensorSpec, ...], outputs: t
                 output_names=[spec.name for spec in outputs],
                 opset_version=OPSET,
                 dynamo=True,
+                custom_translation_table={torch.ops.aten.lstm.input: _lstm},
                 verbose=False,
             )
         except Exception as error:  # the exporter's kinds are its own
             raise _unsupported(program, error) from error
     assert made is not None
     assert made.exported_program is not None
+    optimizer.fold_constants(made.model, input_size_limit=FOLDED, output_size_limit=FOLDED)
     proto, found = made.model_proto, made.exported_program
     for node in [*proto.graph.node, *(node for function in proto.functions for node in function.node)]:
         del node.metadata_props[:]  # they hold paths of the machine
         node.doc_string = ""
     return Onnx(proto, found)
+
+
+def _lstm(
+    input: Any,
+    hx: Any,
+    params: Any,
+    has_biases: Any,
+    num_layers: Any,
+    dropout: Any,
+    train: Any,
+    bidirectional: Any,
+    batch_first: Any,
+) -> Any:  # torch's names
+    """torch's LSTM as one of ONNX; where it has one layer and direction, without the exporter's detours over shapes."""
+    from onnxscript import onnx_opset
+    from onnxscript.function_libs.torch_lib.ops.core import aten_lstm
+
+    if num_layers != 1 or bidirectional or not has_biases:
+        return aten_lstm(input, hx, params, has_biases, num_layers, dropout, train, bidirectional, batch_first)
+    op: Any = onnx_opset.opset20
+    size, swap = hx[0].shape[2], [1, 0, 2]
+
+    def ordered(weight: Any) -> Any:  # gates i, f, g, o as i, o, f, g
+        take, keep, new, give = (op.Slice(weight, [at * size], [(at + 1) * size], [0]) for at in range(4))
+        return op.Concat(take, give, keep, new, axis=0)
+
+    weight, recurrent = (op.Unsqueeze(ordered(param), [0]) for param in params[:2])
+    bias = op.Unsqueeze(op.Concat(ordered(params[2]), ordered(params[3]), axis=0), [0])
+    given = op.Transpose(input, perm=swap) if batch_first else input
+    empty = all(state.producer() is not None and state.producer().op_type == "ConstantOfShape" for state in hx)
+    start = (None, None) if empty else hx  # zeros are ONNX's own start
+    outputs, hidden, cell = op.LSTM(given, weight, recurrent, bias, None, *start, hidden_size=size)
+    outputs = op.Squeeze(outputs, [1])
+    return (op.Transpose(outputs, perm=swap) if batch_first else outputs), hidden, cell
 
 
 def to_openvino(source: Path, target: Path) -> None:
@@ -117,7 +158,9 @@ def to_openvino(source: Path, target: Path) -> None:
     import openvino as ov
 
     try:
-        ov.save_model(ov.convert_model(str(source)), str(target), compress_to_fp16=False)
+        ov.save_model(
+            ov.Core().read_model(source), target, compress_to_fp16=False
+        )  # convert_model would tell its makers
     except Exception as error:  # its errors are RuntimeErrors and its frontends' own
         raise ArtifactError(f"OpenVINO cannot read {source.name}: {str(error).strip()[:300]}") from error
 
