@@ -22,6 +22,7 @@ from verticals.finance.fraud.requests import Transaction
 from verticals.finance.fraud.step import ScoreStep
 from verticals.finance.fraud.synthetic import write_synthetic
 from verticals.finance.fraud.task import FraudTask
+from verticals.finance.fraud.window import WindowStep
 
 
 def task(config: FraudConfig, data: FraudData) -> FraudTask:
@@ -95,7 +96,7 @@ APPLICATION = Application(
     task=task,
     constants=constants,
     model=model,
-    forms={"step": ScoreStep},
+    forms={"step": ScoreStep, "window": WindowStep},
     limits=LIMITS,
     predictor=FraudPredictor,
     evaluate=evaluate,

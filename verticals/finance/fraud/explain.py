@@ -2,7 +2,7 @@
 
 Everything goes through the Session, so the reasons hold for whatever runtime answers. A *cause* is a family of features
 that say the same in many windows; hiding it puts its features to their usual values. Hiding a past event takes it out
-of what the attention can look back to. Effects are differences of the logit: positive ones raised the score.
+of what the attention can look back to, or out of the window. Effects are differences of the logit: positive ones raised the score.
 
 Legend: N event, C cause, F feature, T remembered state, V variant.
 """
@@ -185,11 +185,11 @@ def _without_each(state: Arrays) -> tuple[NDArray[np.int64], Arrays]:
     count = state["count"]
     owners = np.repeat(np.arange(len(count)), count)
     variants = {key: value[owners] for key, value in state.items()}
-    places = np.arange(state["memory"].shape[1])
+    places = np.arange(state["times"].shape[1])
     newest_of = np.repeat(np.cumsum(count), count)
     forgotten = len(places) - (newest_of - np.arange(len(owners)))
     moved = places - ((places >= 1) & (places <= forgotten[:, None]))
-    for key in ("memory", "times"):
+    for key in {"memory", "window", "times"} & set(state):  # what holds an event in each place, the newest last
         variants[key] = state[key][owners[:, None], moved]
     variants["count"] = (count[owners] - 1).astype(count.dtype)
     return owners, variants
