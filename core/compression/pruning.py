@@ -361,9 +361,9 @@ def _end_at_sums(graph: Any) -> None:
 @torch.no_grad()
 def _blank(whole: nn.Module, pruner: Any, group: Any) -> None:
     """Sets to zero in `whole` what reads the channels of `group`."""
-    names = pruner.DG._module2name
+    names, device = pruner.DG._module2name, next(whole.parameters()).device
     for item in group:
-        target, idxs = item.dep.target, torch.tensor(item.idxs)
+        target, idxs = item.dep.target, torch.tensor(item.idxs, device=device)
         if target.type == torch_pruning.ops.OPTYPE.PARAMETER:
             whole.get_parameter(pruner.DG._param_to_name[target.module]).index_fill_(target.pruning_dim, idxs, 0)
         elif isinstance(target.module, MIXING) and item.dep.handler.__name__ == "prune_in_channels":

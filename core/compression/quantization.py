@@ -18,7 +18,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 import nncf
+import numpy as np
 import onnx
+import onnxruntime
 import openvino as ov
 from nncf.telemetry.wrapper import telemetry
 from numpy.typing import NDArray
@@ -28,7 +30,7 @@ from onnxruntime.quantization.quant_utils import add_pre_process_metadata
 from core.compression.calibration import calibration_rows
 from core.errors import ArtifactError, ConfigError, DataError
 
-__all__ = ["calibration_rows", "dynamic", "layers", "quantize_file", "static"]
+__all__ = ["calibration_rows", "dynamic", "layers", "quantize_file", "run", "static"]
 
 Preset = Literal["mixed", "performance", "transformer"]
 Samples = Sequence[Mapping[str, NDArray[Any]]]
@@ -116,23 +118,33 @@ def static(source: Path, target: Path, samples: Samples, *, keep: Sequence[str] 
         raise ConfigError(f"preset is {preset!r}; allowed are mixed, performance and transformer")
     if not len(samples):
         raise DataError("no calibration samples; give some hundred calls' inputs, every class among them")
-    model = _onnx(source) if source.suffix == ".onnx" else _openvino(source)
+    model = _apart(_onnx(source)) if source.suffix == ".onnx" else _openvino(source)
     wanted = _inputs(model)
     for place, sample in enumerate(samples):
         if sample.keys() != wanted:
             raise DataError(f"calibration sample {place} has {sorted(sample)}; {source.name} takes {sorted(wanted)}")
     names = _quantizable(model)
     _known(keep, names, source)
-    quantized = (
-        _quantized(model, [dict(sample) for sample in samples], keep, preset) if set(names) - set(keep) else None
-    )
-    if quantized is None or _num_ranges(model) == _num_ranges(quantized):
+    if not set(names) - set(keep):
         raise ConfigError(f"nothing in {source} was quantized: no layer is left that is not kept in float")
+    try:
+        quantized = _quantized(model, samples, keep, preset)
+    except Exception as error:  # whatever NNCF says of a graph it cannot follow
+        raise ConfigError(
+            f"NNCF cannot quantize {source} ({type(error).__name__}: {error}); take the dynamic form, another format, or "
+            "keep the layer it speaks of"
+        ) from error
     with _whole(target) as part:
         if isinstance(quantized, ov.Model):
             ov.save_model(quantized, part, compress_to_fp16=False)
         else:
             onnx.save(quantized, part)
+        try:
+            run(part, samples[:1])
+        except Exception as error:  # runtimes have kinds of their own
+            raise ConfigError(
+                f"the int8 form of {source} does not run ({error}); keep the layer it speaks of"
+            ) from error
     return target
 
 
@@ -140,6 +152,20 @@ def layers(source: Path) -> list[str]:
     """Names of the layers of an ONNX or OpenVINO file that static int8 can have, in order: what `keep` may name."""
     _check(source, None, (".onnx", ".xml"))
     return _quantizable(_onnx(source) if source.suffix == ".onnx" else _openvino(source))
+
+
+def run(path: Path, samples: Samples) -> list[NDArray[np.float64]]:
+    """Each output of an ONNX or OpenVINO file over all samples, one after another and flat."""
+    if path.suffix == ".onnx":
+        session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+        answers = [session.run(None, dict(sample)) for sample in samples]
+    else:
+        core = ov.Core()
+        compiled = core.compile_model(core.read_model(path), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+        answers = [list(compiled(dict(sample)).values()) for sample in samples]
+    return [
+        np.concatenate([np.asarray(one, np.float64).ravel() for one in parts]) for parts in zip(*answers, strict=True)
+    ]
 
 
 def quantize_file(
@@ -229,16 +255,69 @@ def _inputs(model: Any) -> set[str]:
 
 
 def _quantizable(model: Any) -> list[str]:
+    """Layers in order, without those of float64, which no runtime has int8 for."""
+    left_out = set(_never(model))
     if isinstance(model, ov.Model):
-        return [one.get_friendly_name() for one in model.get_ordered_ops() if one.get_type_name() in OPENVINO_STATIC]
-    return [node.name for node in model.graph.node if node.op_type in ONNX_STATIC]
+        ordered = [(one.get_friendly_name(), one.get_type_name()) for one in model.get_ordered_ops()]
+    else:
+        ordered = [(node.name, node.op_type) for node in model.graph.node]
+    kinds = OPENVINO_STATIC if isinstance(model, ov.Model) else ONNX_STATIC
+    return [name for name, kind in ordered if kind in kinds and name not in left_out]
 
 
-def _num_ranges(model: Any) -> int:
-    """How many tensors of the graph are int8."""
+def _never(model: Any) -> list[str]:
+    """Operators that stay in float: those of float64, for no runtime has int8 of them."""
     if isinstance(model, ov.Model):
-        return sum(one.get_type_name() == "FakeQuantize" for one in model.get_ops())
-    return sum(node.op_type == "DequantizeLinear" for node in model.graph.node)
+        double = [
+            one for one in model.get_ops() if any(port.get_element_type() == ov.Type.f64 for port in one.outputs())
+        ]
+        found = {one.get_friendly_name() for one in double}
+        while double:  # and what leads into them: OpenVINO moves the scales of int8 down until the next product
+            one = double.pop()
+            for before in (port.get_source_output().get_node() for port in one.inputs()):
+                if before.get_friendly_name() in found or before.get_type_name() in ("Parameter", "Constant"):
+                    continue
+                found.add(before.get_friendly_name())
+                if before.get_type_name() not in OPENVINO_STATIC:
+                    double.append(before)
+        return sorted(found)
+    graph = onnx.shape_inference.infer_shapes(model).graph
+    weights = {tensor.name: tensor.data_type for tensor in graph.initializer}
+    kinds = {
+        one.name: one.type.tensor_type.elem_type for one in (*graph.value_info, *graph.input, *graph.output)
+    } | weights
+    return [
+        node.name
+        for node in graph.node
+        if any(kinds.get(name) == onnx.TensorProto.DOUBLE for name in (*node.input, *node.output))
+    ]
+
+
+def _apart(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model with each Gemm whose addend is computed as a MatMul of its name and an Add: NNCF fails on the former."""
+    graph = model.graph
+    weights = {tensor.name: tensor for tensor in graph.initializer}
+    nodes = []
+    for node in graph.node:
+        about = {one.name: onnx.helper.get_attribute_value(one) for one in node.attribute}
+        plain = about.get("alpha", 1.0) == about.get("beta", 1.0) == 1.0 and not about.get("transA", 0)
+        turned = bool(about.get("transB", 0))
+        computed = node.op_type == "Gemm" and len(node.input) > 2 and node.input[2] not in weights
+        if not computed or not plain or (turned and node.input[1] not in weights):
+            nodes.append(node)
+            continue
+        first, second, addend = node.input
+        if turned:
+            values = onnx.numpy_helper.to_array(weights[second]).T.copy()
+            second = f"{node.name}_turned"
+            graph.initializer.append(onnx.numpy_helper.from_array(values, second))
+        nodes.append(onnx.helper.make_node("MatMul", [first, second], [f"{node.name}_product"], name=node.name))
+        nodes.append(
+            onnx.helper.make_node("Add", [f"{node.name}_product", addend], node.output, name=f"{node.name}_sum")
+        )
+    del graph.node[:]
+    graph.node.extend(nodes)
+    return model
 
 
 def _known(keep: Sequence[str], names: Sequence[str], source: Path) -> None:
@@ -250,17 +329,17 @@ def _known(keep: Sequence[str], names: Sequence[str], source: Path) -> None:
             )
 
 
-def _quantized(model: Any, samples: Sequence[dict[str, NDArray[Any]]], keep: Sequence[str], preset: Preset) -> Any:
+def _quantized(model: Any, samples: Samples, keep: Sequence[str], preset: Preset) -> Any:
     """The int8 form in memory; `model` stays as it is."""
     transformer = preset == "transformer"
     with quietly():
         return nncf.quantize(
             model.clone() if isinstance(model, ov.Model) else model,
-            nncf.Dataset(samples),
+            nncf.Dataset([dict(sample) for sample in samples]),
             preset=nncf.QuantizationPreset("mixed" if transformer else preset),
             model_type=nncf.ModelType.TRANSFORMER if transformer else None,
             subset_size=len(samples),
-            ignored_scope=nncf.IgnoredScope(names=list(keep)),
+            ignored_scope=nncf.IgnoredScope(names=sorted({*keep, *_never(model)}), validate=False),
         )
 
 

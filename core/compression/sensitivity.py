@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
-import openvino as ov
 from numpy.typing import NDArray
 
-from core.compression.quantization import Samples, layers, static
+from core.compression.quantization import Samples, layers, run, static
 from core.errors import ConfigError, ScoreError
 
 Candidate = TypeVar("Candidate")
@@ -50,18 +49,12 @@ def sensitivity(source: Path, samples: Samples, *, only: Sequence[str] | None = 
     if unknown := [name for name in asked if name not in names]:
         raise ConfigError(f"{unknown[0]!r} is no layer of {source.name}; there are {', '.join(names[:12])}")
     costs: dict[str, float] = {}
-    expected = _outputs(source, samples)
+    expected = run(source, samples)
     with tempfile.TemporaryDirectory() as folder:
         for name in asked:
             target = Path(folder) / source.name
-            try:
-                static(source, target, samples, keep=[other for other in names if other != name])
-            except ConfigError:  # NNCF leaves this one in float by itself
-                costs[name] = 0.0
-                continue
-            costs[name] = max(
-                _share(have, want) for have, want in zip(_outputs(target, samples), expected, strict=True)
-            )
+            static(source, target, samples, keep=[other for other in names if other != name])
+            costs[name] = max(_share(have, want) for have, want in zip(run(target, samples), expected, strict=True))
     return dict(sorted(costs.items(), key=lambda cost: -cost[1]))
 
 
@@ -95,18 +88,6 @@ def hold(
         f"int8 does not keep the limit of {limit:g}: the best of {len(scores)} tries is {max(scores):g}, with up to "
         f"{len(layers) - 1} of {len(layers)} layers in float; train quantization-aware, or lower the limit"
     )
-
-
-def _outputs(path: Path, samples: Samples) -> list[NDArray[Any]]:
-    """Each output over all samples, flat."""
-    core = ov.Core()
-    compiled = core.compile_model(core.read_model(path), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-    found: list[list[NDArray[Any]]] = [[] for _ in compiled.outputs]
-    for sample in samples:
-        answer: Mapping[Any, NDArray[Any]] = compiled(dict(sample))
-        for place, port in enumerate(compiled.outputs):
-            found[place].append(np.asarray(answer[port], np.float64).ravel())
-    return [np.concatenate(parts) for parts in found]
 
 
 def _share(have: NDArray[Any], want: NDArray[Any]) -> float:
