@@ -366,7 +366,7 @@ class Chain:
                 f"{row['p99_ms']:.3f}",
                 f"{row['times_faster']:.2f}",
                 f"{row['peak_added_bytes'] / 2**20:.0f}",
-                f"{row['macs'] / 1e6:.2f}",
+                f"{row['macs'] / 1e6:.3g}",
             )
             for row in rows
         ]

@@ -232,10 +232,3 @@ def test_history_is_loaded_once(home: Path, rows: Path, tmp_path: Path, capsys: 
     assert (code, first["inserted"]) == (0, first["rows"])
     code, again = run(capsys, "data", NAME, "--recipe", "debug", "--load-history", str(rows), "--store", store)
     assert (code, again["inserted"], again["resumed"]) == (0, 0, first["rows"])
-
-
-def test_bench_reports_latency_by_batch(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    code, result = run(capsys, "bench", NAME, "--requests", "20")
-    assert code == 0
-    assert [row["batch"] for row in result["rows"]] == [1, 32, 256]
-    assert all(row["p50_ms"] > 0 for row in result["rows"])

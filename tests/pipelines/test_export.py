@@ -1,0 +1,164 @@
+"""From a run to an artifact, to the service's registry, to a smaller model; and what is refused on the way."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from core import registry
+from pipelines import cli
+from pipelines.compress import compress
+from pipelines.train import train
+
+NAME = "finance.fraud"
+
+
+def run(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, dict[str, Any]]:
+    """Exit code and the JSON on stdout."""
+    code = cli.main([*words, "--json"])
+    return code, json.loads(capsys.readouterr().out)
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A registry whose production version is the debug recipe's, and its run."""
+    folder = tmp_path_factory.mktemp("home")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("BENTOML_HOME", str(folder))
+        made = train(NAME, recipe="debug", runs=str(folder / "runs"), alias="production")
+        (folder / "runs" / "latest").symlink_to(Path(made["run"]).resolve())
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def onnx(home: Path) -> Path:
+    """An artifact of the production version."""
+    path = home / "artifacts" / "onnx"
+    assert cli.main(["export", NAME, "-o", str(path)]) == 0
+    return path
+
+
+def test_an_artifact_answers_files_and_is_served_by_its_alias(
+    home: Path, onnx: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows, scores = tmp_path / "rows.parquet", [tmp_path / "run.csv", tmp_path / "artifact.csv"]
+    assert cli.main(["data", NAME, "--recipe", "debug", "--synthetic", str(rows)]) == 0
+    assert cli.main(["predict", NAME, "-i", str(rows), "-o", str(scores[0])]) == 0
+    assert cli.main(["predict", NAME, "--run", str(onnx), "-i", str(rows), "-o", str(scores[1])]) == 0
+    capsys.readouterr()
+    answers = [[line.split(",")[2:4] for line in path.read_text().splitlines()[1:]] for path in scores]
+    assert len(answers[0]) == len(answers[1]) > 1000
+    assert max(abs(float(a[0]) - float(b[0])) for a, b in zip(*answers, strict=True)) < 1e-4
+    path = home / "again"
+    code, result = run(capsys, "export", NAME, "--format", "torch", "-o", str(path), "--alias", "candidate")
+    assert code == 0
+    assert registry.resolve(NAME, "candidate").version == result["version"]
+    code, found = run(capsys, "evaluate", NAME, "--version", "candidate")
+    assert code == 0
+    assert found["figures"]["auc_roc"]["value"] == pytest.approx(result["parity"]["score"]["original"], abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (["export", "nothing"], 2, "neither the directory of a run"),
+        (
+            ["export", NAME, "--format", "tflite"],
+            2,
+            "format 'tflite' is unknown; allowed: torch, onnx, openvino, tensorrt",
+        ),
+        (["export", NAME, "--form", "huge"], 2, "no form 'huge'; there are: step, window"),
+        (["export", NAME, "--precision", "int8"], 2, "made by `verticals compress`"),
+        (
+            ["export", NAME, "--format", "onnx", "--precision", "bfloat16"],
+            2,
+            "no precision 'bfloat16' here; allowed: float32",
+        ),
+        (["export", f"{NAME}:never"], 1, "has no 'never'"),
+        (["bench", NAME, "--requests", "3"], 2, "--requests 3; allowed is 10 and more"),
+        (["bench", NAME, "--batches", "0"], 2, "allowed is 1 and more"),
+        (["compress", NAME, "--prune", "1.5"], 2, "--prune 1.5; allowed is a share"),
+        (["compress", NAME, "--prune", "-0.1"], 2, "--prune -0.1; allowed is a share"),
+        (["compress", NAME, "--bits", "4"], 2, "--bits 4; allowed are 8"),
+        (["compress", NAME, "--method", "magic"], 2, "--method magic; allowed are dynamic and static"),
+        (["compress", NAME, "--method", "dynamic", "--format", "openvino"], 2, "dynamic goes with onnx"),
+        (["compress", NAME, "--teacher", "nobody"], 2, "neither the directory"),
+    ],
+)
+def test_what_is_refused_names_what_is_allowed(
+    home: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    words: list[str],
+    code: int,
+    said: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(words) == code
+    assert said in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_artifact_that_exists_is_not_overwritten(home: Path, onnx: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = (onnx / "artifact.json").read_bytes()
+    assert cli.main(["export", NAME, "-o", str(onnx)]) == 1
+    assert "exists; give another --output" in capsys.readouterr().err
+    assert (onnx / "artifact.json").read_bytes() == before
+
+
+def test_bench_puts_models_side_by_side(home: Path, onnx: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, result = run(
+        capsys, "bench", NAME, str(onnx), "--requests", "20", "--batches", "1", "8", "--threads", "1", "2"
+    )
+    assert code == 0
+    assert len(result["rows"]) == 2 * 2 * 2
+    for row in result["rows"]:
+        assert 0 < row["p50_ms"] <= row["p95_ms"] <= row["p99_ms"]
+        assert row["per_second"] == pytest.approx(row["batch"] / row["p50_ms"] * 1e3)
+    scores = [score["value"] for score in result["scores"].values()]
+    assert scores[0] == pytest.approx(scores[1], abs=1e-5)
+    for cost in result["models"].values():
+        assert cost["bytes"] > 0
+        assert 0 < cost["peak_added_bytes"] < cost["peak_bytes"]
+
+
+def test_a_chain_prunes_learns_and_shows_what_it_paid(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run, folder = str(home / "runs" / "latest"), home / "chain"
+    result = compress(
+        run, prune=0.3, bits=32, teacher=run, max_score_drop=0.2, settings=["fit.max_steps=20"], output=str(folder)
+    )
+    rows = {row["model"]: row for row in result["rows"]}
+    assert list(rows) == ["run", "small", "run-onnx", "small-onnx"]
+    assert rows["small"]["bytes"] < 0.85 * rows["run"]["bytes"]
+    assert rows["small"]["macs"] < rows["run"]["macs"]
+    assert all(row["low"] <= row["value"] <= row["high"] for row in rows.values())
+    assert json.loads((folder / "table.json").read_text())["rows"] == result["rows"]
+    assert "<svg" in (folder / "frontier.svg").read_text()
+    assert registry.register(folder / "small-onnx", NAME)  # its parity with the smaller run was shown
+    with pytest.raises(Exception, match="exists; give another --output"):
+        compress(run, output=str(folder))
+
+
+def test_the_step_that_loses_too_much_is_named(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = home / "broken"
+    words = ["compress", str(home / "runs" / "latest"), "--prune", "0.9", "--bits", "32", "-o", str(folder)]
+    code = cli.main([*words, "--max-score-drop", "0.001", "--set", "fit.max_steps=1", "--set", "fit.optim.lr=0.3"])
+    said = capsys.readouterr().err
+    assert code == 1
+    assert "step small breaks the limit: auc_roc of the validation days falls from" in said
+    assert json.loads((folder / "table.json").read_text())["rows"][-1]["broke_the_limit"]
+
+
+def test_any_model_file_becomes_int8(onnx: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    target = tmp_path / "int8"
+    code, result = run(capsys, "compress", str(onnx / "model.onnx"), "--method", "dynamic", "-o", str(target))
+    assert code == 0
+    assert result["bytes"] == (target / "model.onnx").stat().st_size < (onnx / "model.onnx").stat().st_size
+    pickle = tmp_path / "model.pt"
+    pickle.write_bytes(b"\x80\x04")
+    assert cli.main(["compress", str(pickle)]) == 2
+    assert "a pickle is never loaded" in capsys.readouterr().err
