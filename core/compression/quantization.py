@@ -48,6 +48,9 @@ OPENVINO_STATIC = (
     "GRUSequence",
 )
 
+REST = "*"
+"""In `keep`: all operators that are no layers (sums, products, means, activations), which are int8 too where that is faster."""
+
 REFUSED = {
     **dict.fromkeys(
         (".pt", ".pth", ".bin", ".pkl"), "it is a pickle, and a pickle is never loaded: it runs what it holds"
@@ -104,7 +107,7 @@ def static(source: Path, target: Path, samples: Samples, *, keep: Sequence[str] 
         source: `.onnx`, or `.xml` with its `.bin` beside it.
         target: of the same kind, another file; written whole or not at all.
         samples: what the model is called with; every class among them, see `calibration_rows`.
-        keep: names of layers that stay in float; see `layers`. Sums and means beside them are int8 all the same.
+        keep: names of layers that stay in float; see `layers`; `*` for all that is no layer.
         preset: `mixed` fits activations on both sides of zero by themselves, `performance` symmetrically; `transformer`
             is `mixed` with rules for attention.
 
@@ -124,7 +127,7 @@ def static(source: Path, target: Path, samples: Samples, *, keep: Sequence[str] 
         if sample.keys() != wanted:
             raise DataError(f"calibration sample {place} has {sorted(sample)}; {source.name} takes {sorted(wanted)}")
     names = _quantizable(model)
-    _known(keep, names, source)
+    _known(keep, [*names, REST], source)
     if not set(names) - set(keep):
         raise ConfigError(f"nothing in {source} was quantized: no layer is left that is not kept in float")
     try:
@@ -265,6 +268,20 @@ def _quantizable(model: Any) -> list[str]:
     return [name for name, kind in ordered if kind in kinds and name not in left_out]
 
 
+def _floats(model: Any, keep: Sequence[str]) -> list[str]:
+    """Names of all operators that stay in float."""
+    found = {*keep, *_never(model)} - {REST}
+    if REST in keep:
+        is_openvino = isinstance(model, ov.Model)
+        every = (
+            [one.get_friendly_name() for one in model.get_ops()]
+            if is_openvino
+            else [one.name for one in model.graph.node]
+        )
+        found |= set(every) - set(_quantizable(model))
+    return sorted(found)
+
+
 def _never(model: Any) -> list[str]:
     """Operators that stay in float: those of float64, for no runtime has int8 of them."""
     if isinstance(model, ov.Model):
@@ -339,7 +356,7 @@ def _quantized(model: Any, samples: Samples, keep: Sequence[str], preset: Preset
             preset=nncf.QuantizationPreset("mixed" if transformer else preset),
             model_type=nncf.ModelType.TRANSFORMER if transformer else None,
             subset_size=len(samples),
-            ignored_scope=nncf.IgnoredScope(names=sorted({*keep, *_never(model)}), validate=False),
+            ignored_scope=nncf.IgnoredScope(names=_floats(model, keep), validate=False),
         )
 
 

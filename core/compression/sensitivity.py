@@ -10,7 +10,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from core.compression.quantization import Samples, layers, run, static
+from core.compression.quantization import REST, Samples, layers, run, static
 from core.errors import ConfigError, ScoreError
 
 Candidate = TypeVar("Candidate")
@@ -30,7 +30,7 @@ class Held(NamedTuple, Generic[Candidate]):
 def sensitivity(source: Path, samples: Samples, *, only: Sequence[str] | None = None) -> dict[str, float]:
     """How far the model's outputs depart when one layer alone is int8, for each layer, the costliest first.
 
-    One quantization and one pass over the samples a layer: some dozen samples are enough. Cheaper than a score, and no
+    One quantization and one pass over the samples a layer, all else in float: some dozen samples are enough. Cheaper than a score, and no
     labels are wanted; interplay between layers is not seen, which `hold` measures at the end.
 
     Args:
@@ -53,7 +53,7 @@ def sensitivity(source: Path, samples: Samples, *, only: Sequence[str] | None = 
     with tempfile.TemporaryDirectory() as folder:
         for name in asked:
             target = Path(folder) / source.name
-            static(source, target, samples, keep=[other for other in names if other != name])
+            static(source, target, samples, keep=[other for other in [*names, REST] if other != name])
             costs[name] = max(_share(have, want) for have, want in zip(run(target, samples), expected, strict=True))
     return dict(sorted(costs.items(), key=lambda cost: -cost[1]))
 
@@ -69,7 +69,8 @@ def hold(
     Args:
         quantize: from the layers that stay in float to a model, as `lambda keep: static(source, target, samples, keep=keep)`.
         score: of such a model on validation data, more is better.
-        layers: costliest first, as `sensitivity` gives them. The last is never left in float: nothing would be int8.
+        layers: costliest first, as `sensitivity` gives them; `*`, all that is no layer, may be put before them. The last
+            is never left in float: nothing would be int8.
 
     Raises:
         ScoreError: the limit does not hold with all layers but one in float.

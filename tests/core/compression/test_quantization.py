@@ -163,6 +163,37 @@ def test_what_is_kept_stays_in_float(
     assert capsys.readouterr().out == ""
 
 
+def test_what_is_no_layer_can_be_left_in_float_too(files: dict[str, Path], tmp_path: Path) -> None:
+    samples, names = arrays("images"), layers(files["onnx"])
+    counts = []
+    for keep in ([], ["*"], ["*", *names[:2]]):
+        graph = onnx.load(static(files["onnx"], tmp_path / f"{len(keep)}.onnx", samples, keep=keep)).graph
+        made = {output: node.op_type for node in graph.node for output in node.output}
+        readers = {node.op_type for node in graph.node for name in node.input if made.get(name) == "DequantizeLinear"}
+        counts.append((sum(node.op_type == "DequantizeLinear" for node in graph.node), readers))
+    assert "ReduceMean" in counts[0][1]
+    assert "ReduceMean" not in counts[1][1]
+    assert counts[0][0] > counts[1][0] > counts[2][0] == 2
+
+
+def test_a_gemm_with_a_computed_addend_and_float64_at_the_end_run(tmp_path: Path) -> None:
+    class Odd(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.first, self.second, self.third = nn.Linear(16, 8), nn.Linear(16, 8, bias=False), nn.Linear(8, 2)
+
+        def forward(self, events: Tensor) -> Tensor:
+            row = events[:, 0]
+            both = torch.addmm(self.first(row), row, self.second.weight.t())
+            return self.third(both.relu()).double().sigmoid().log().float()
+
+    source = export(Odd(), tmp_path / "odd.onnx", "events")
+    target = static(source, tmp_path / "int8.onnx", arrays("events", 48))
+    fresh = arrays("events", seed=1)
+    assert 0 < departure(answers(target, fresh), answers(source, fresh)) < 0.05
+
+
 def test_dynamic_wants_no_samples_and_has_the_recurrent_layer_too(files: dict[str, Path], tmp_path: Path) -> None:
     source, samples = files["lstm"], arrays("events")
     target = dynamic(source, tmp_path / "int8.onnx")
