@@ -15,6 +15,7 @@ from torch.export import ExportedProgram
 from core.contract import Arrays, TensorSpec
 from core.inference import program as programs
 from core.inference.artifact import NETWORK_FILES, Record
+from core.inference.export import WITHIN
 from core.inference.session import plain
 
 
@@ -58,13 +59,18 @@ def first_departure(
     """
     true = _values_of(program, record.inputs, arrays)
     nodes = {node.name: node for node in program.graph.nodes}
-    given = _values_in(folder, record, arrays, set(true))
+    called = dict(zip(program.graph_signature.user_outputs, (spec.name for spec in record.outputs), strict=True))
+    called |= {spec.name: spec.name + WITHIN for spec in (*record.inputs, *record.outputs) if spec.name not in called}
+    if record.format == "torch":
+        called = {}
+    given = _values_in(folder, record, arrays, {called.get(name, name) for name in true})
     compared = 0
     for name in true:  # in the graph's order
-        if name not in given or nodes.get(name) is None or nodes[name].op == "placeholder":
+        there = called.get(name, name)
+        if there not in given or nodes.get(name) is None or nodes[name].op == "placeholder":
             continue
         compared += 1
-        error = error_of(true[name], given[name])
+        error = error_of(true[name], given[there])
         if error > limit:
             what = "is not finite there" if error == float("inf") else f"is off by {error:.3g} of its largest value"
             return f"first departs at {name} in {programs.place_of(nodes[name])}, which {what} (limit {limit:g})"

@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 OPSET = 20
 """Of ONNX: the newest that ONNX Runtime, OpenVINO and TensorRT of this year all read."""
 
+WITHIN = ".within"
+"""Is added to a value's name that is also a tensor's of the specs: the exporter would give both one name."""
+
 FOLDED = 2**24
 """Numbers of a constant that are worked out beforehand, at most: an LSTM's weights are put in ONNX's order, and then have
 to be plain weights to become int8."""
@@ -91,13 +94,16 @@ def to_onnx(program: ExportedProgram, inputs: tuple[TensorSpec, ...], outputs: t
     import torch.onnx
     from onnxscript import optimizer
 
+    taken, given = (
+        {f"{kind}.{spec.name}": spec.name for spec in part} for kind, part in (("in", inputs), ("out", outputs))
+    )
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
         try:
             made = torch.onnx.export(
                 program,
-                input_names=[spec.name for spec in inputs],
-                output_names=[spec.name for spec in outputs],
+                input_names=[*taken],
+                output_names=[*given],
                 opset_version=OPSET,
                 dynamo=True,
                 custom_translation_table={torch.ops.aten.lstm.input: _lstm},
@@ -109,6 +115,7 @@ def to_onnx(program: ExportedProgram, inputs: tuple[TensorSpec, ...], outputs: t
     assert made.exported_program is not None
     optimizer.fold_constants(made.model, input_size_limit=FOLDED, output_size_limit=FOLDED)
     proto, found = made.model_proto, made.exported_program
+    rename(proto.graph, {name: name + WITHIN for name in (*taken.values(), *given.values())} | taken | given)
     for node in [*proto.graph.node, *(node for function in proto.functions for node in function.node)]:
         del node.metadata_props[:]  # they hold paths of the machine
         node.doc_string = ""
@@ -147,6 +154,18 @@ def _lstm(
     outputs, hidden, cell = op.LSTM(given, weight, recurrent, bias, None, *start, hidden_size=size)
     outputs = op.Squeeze(outputs, [1])
     return (op.Transpose(outputs, perm=swap) if batch_first else outputs), hidden, cell
+
+
+def rename(graph: onnx.GraphProto, names: Mapping[str, str]) -> None:
+    """Gives values of a graph, and of the graphs within it, other names."""
+    for node in graph.node:
+        for part in (node.input, node.output):
+            part[:] = [names.get(name, name) for name in part]
+        for attribute in node.attribute:
+            for inner in (attribute.g, *attribute.graphs):
+                rename(inner, names)
+    for value in (*graph.input, *graph.output, *graph.value_info, *graph.initializer):
+        value.name = names.get(value.name, value.name)
 
 
 def to_openvino(source: Path, target: Path) -> None:

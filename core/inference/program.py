@@ -230,8 +230,8 @@ def place_of(node: torch.fx.Node) -> str:
     modules = [path for path, _ in (node.meta.get("nn_module_stack") or {}).values()]
     path = modules[-1] if modules else ""
     path = re.sub(r"^(L\['self'\]\.)?network\.?", "", path) or "the network itself"
-    found = re.findall(r'File "([^"]+)", line (\d+), in \w+\n\s*(.*)', node.meta.get("stack_trace") or "")
-    return f"{path} ({_line(*found[-1])})" if found else path
+    lines = _told(node.meta.get("stack_trace") or "")
+    return f"{path} ({lines[-1]})" if lines else path
 
 
 def _line(file: str, number: str | int | None, code: str | None) -> str:
@@ -244,13 +244,17 @@ def _own(stack: Iterable[traceback.FrameSummary]) -> list[str]:
     return [_line(frame.filename, frame.lineno, frame.line) for frame in stack if not frame.filename.startswith(others)]
 
 
+def _told(text: str) -> list[str]:
+    """The same of a stack that is told in a text."""
+    found = re.findall(r'File "([^"]+)", line (\d+), in \w+\n\s*(.*)', text)
+    return _own(traceback.FrameSummary(file, int(number), "", line=line) for file, number, line in found)
+
+
 def _refused(network: nn.Module, error: Exception, tensors: Sequence[Tensor], fixed: _Fixed) -> ArtifactError:
     """Why torch.export refuses a network, in its first line, and the last line of code that is not torch's."""
     text = str(error)
     reason = next((line.strip() for line in text.splitlines() if line.strip()), type(error).__name__)
-    told = re.findall(r'File "([^"]+)", line (\d+), in \w+\n\s*(.*)', text)
-    lines = _own(traceback.FrameSummary(file, int(number), "", line=line) for file, number, line in told)
-    lines = lines or _own(traceback.extract_tb(error.__traceback__))
+    lines = _told(text) or _own(traceback.extract_tb(error.__traceback__))
     if held := re.search(r"You marked (\w+) as dynamic but your code specialized it to be a constant \((\d+)\)", text):
         reason, lines = f"axis {held[1]} is free in its specs, and the code holds it to {held[2]}.", fixed.lines
         advice = f"Write that line for any length, or give axis {held[1]} a length in the specs"
