@@ -56,12 +56,6 @@ def difference(true: NDArray[Any], given: NDArray[Any], columns: Sequence[str] =
     """
     a, b = true.astype(np.float64), given.astype(np.float64)
     a, b = np.atleast_1d(a), np.atleast_1d(b)
-    if broken := int((np.isfinite(a) & ~np.isfinite(b)).sum()):
-        return f"holds {broken} values that are not finite"
-    if filled := int((~np.isfinite(a) & np.isfinite(b)).sum()):
-        return (
-            f"holds numbers in {filled} places that are not finite in the original: missing values are filled otherwise"
-        )
     if a.ndim < 2:
         a, b = a[:, None], b[:, None]
     count = a.shape[1]
@@ -75,6 +69,12 @@ def difference(true: NDArray[Any], given: NDArray[Any], columns: Sequence[str] =
         )
         turned = a.ndim > 2 and moved == {k: count - 1 - k for k in moved}
         return f"has its {name}s exchanged: {what}" + (" (BGR for RGB)" if turned and count == 3 else "")
+    if broken := int((np.isfinite(a) & ~np.isfinite(b)).sum()):
+        return f"holds {broken} values that are not finite"
+    if filled := int((~np.isfinite(a) & np.isfinite(b)).sum()):
+        return (
+            f"holds numbers in {filled} places that are not finite in the original: missing values are filled otherwise"
+        )
     parts = [f"{names[k]} {_scaled(a[:, k], b[:, k])}" for k in unlike[:NAMED]]
     if a.ndim > 2 and len(unlike) == count:
         factor = _line(a, b)
@@ -153,7 +153,9 @@ def _line(a: NDArray[Any], b: NDArray[Any]) -> tuple[float, float] | None:
     factor = float(((x - x.mean()) * (y - y.mean())).mean() / spread)
     shift = float(y.mean() - factor * x.mean())
     rest = np.abs(factor * x + shift - y).max()
-    return (factor, shift) if rest <= 1e-2 * np.abs(x - y).max() else None
+    if not rest <= 1e-2 * np.abs(x - y).max():
+        return None
+    return factor, shift if abs(shift) > 1e-5 * np.abs(y).max() else 0.0
 
 
 def _finite(a: NDArray[Any], b: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
@@ -163,16 +165,18 @@ def _finite(a: NDArray[Any], b: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any
 
 
 def _said(factor: float, shift: float) -> str:
-    if abs(factor - 1) < 1e-4:
+    if shift and abs(factor - 1) < 1e-4:
         return f"is the original plus {shift:.4g}: it is centred otherwise"
-    moved = f" plus {shift:.4g}" if abs(shift) > 1e-4 * abs(factor) else ""
+    moved = f" plus {shift:.4g}" if shift else ""
     return f"is {factor:.6g} times the original{moved}: it is scaled otherwise"
 
 
 def _scaled(a: NDArray[Any], b: NDArray[Any]) -> str:
+    x, y = _finite(a, b)
+    if y.size and np.ptp(y) == 0 < np.ptp(x):
+        return f"is {y[0]:.6g} everywhere"
     found = _line(a, b)
     if found is not None:
         return _said(*found)
-    x, y = _finite(a, b)
     related = float(np.corrcoef(x, y)[0, 1]) if x.std() > 0 and y.std() > 0 else float("nan")
     return f"differs by up to {np.abs(x - y).max():.4g} (correlation {related:.3f})"
