@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from core.contract import Application, Limits
 from core.data.pipeline import DataPipeline
+from verticals.finance.fraud.calibration import calibration
 from verticals.finance.fraud.config import RECIPES, FraudConfig
 from verticals.finance.fraud.data import FraudData
 from verticals.finance.fraud.evaluation import constants, evaluate
@@ -81,6 +83,13 @@ def example() -> Transaction:
     return Transaction.model_validate(Transaction.model_config["json_schema_extra"]["example"])  # type: ignore[index]
 
 
+def _distillation(config: FraudConfig) -> torch.nn.Module:
+    """Each member's logit is a yes or no of its own."""
+    from core.compression.distillation import TemperatureCrossEntropy  # training only
+
+    return TemperatureCrossEntropy(2.0, kind="sigmoid")
+
+
 LIMITS = {
     "float32": Limits(tensor=1e-3, answers={"score": 1e-3, "alert": 1e-3}, figure="auc_roc", drop=1e-4),
     "bfloat16": Limits(tensor=0.05, answers={"score": 0.05, "alert": 2e-3}, figure="auc_roc", drop=2e-3),
@@ -97,7 +106,10 @@ APPLICATION = Application(
     constants=constants,
     model=model,
     forms={"step": ScoreStep, "window": WindowStep},
+    whole=("history",),
+    distillation=_distillation,
     limits=LIMITS,
+    calibration=calibration,
     predictor=FraudPredictor,
     evaluate=evaluate,
     samples=lambda config, source: FraudData(config, sources=[source]),
