@@ -33,6 +33,9 @@ LAYOUT = 1
 FILES = ("config.yaml", "constants.json", "data.json", "model.safetensors", "report.json", "report.html")
 """What a version made of a run consists of, beside `manifest.json` and BentoML's own `model.yaml`."""
 
+EXPORTED = ("config.yaml", "constants.json", "data.json", "code.json", "parity.json", "report.json", "report.html")
+"""What a version made of an artifact consists of, beside its network and the above."""
+
 _NAME = re.compile(r"[a-z0-9](?:[-._a-z0-9]{0,61}[a-z0-9])?")
 _VERSION = re.compile(r"\d{8}t\d{6}-[0-9a-f]{8}")
 logger = logging.getLogger(__name__)
@@ -150,10 +153,13 @@ def _of_artifact(path: Path, application: str) -> tuple[str, ...]:
         raise ArtifactError(
             f"{path} did not pass parity ({'; '.join(parity.get('findings') or ['no reason given'])}); {again}"
         )
-    files = record.get("files") or {}
+    files = record.get("files")
+    if not isinstance(files, dict) or not {*EXPORTED} < set(files):
+        raise ArtifactError(f"{path}: artifact.json is damaged: it does not list what an artifact holds; {again}")
     names = sorted(files)
     for name in names:
-        if not (path / name).is_file() or _sha256(path / name) != files[name].get("sha256"):
+        listed = files[name]["sha256"] if isinstance(files[name], dict) and "sha256" in files[name] else None
+        if Path(name).name != name or not (path / name).is_file() or _sha256(path / name) != listed:
             raise ArtifactError(f"{path}: {name} is not what was exported (its sha256 differs); {again}")
     for name in {*names} - {"parity.json", "report.json", "report.html"}:
         if not (path / name).is_file() or _sha256(path / name) != (parity.get("files") or {}).get(name):

@@ -1,13 +1,16 @@
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 import threading
 import time
 import warnings
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -110,6 +113,143 @@ def test_a_crash_while_copying_leaves_no_version(run: Path, home: Path, monkeypa
         registry.register(run, NAME)
     assert registry.versions(NAME) == []
     assert list((home / "models").rglob("model.yaml")) == []
+
+
+# exported artifacts
+
+
+def digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def seal(path: Path, **record: object) -> None:
+    """`artifact.json` over what is there, as `core.inference.artifact` writes it."""
+    (path / "artifact.json").unlink(missing_ok=True)
+    files = {file.name: {"sha256": digest(file), "bytes": file.stat().st_size} for file in path.iterdir()}
+    (path / "artifact.json").write_text(json.dumps({"layout": 1, "application": NAME, "files": files, **record}))
+
+
+@pytest.fixture
+def exported(tmp_path: Path) -> Path:
+    """An artifact whose parity was shown."""
+    path = tmp_path / "exported"
+    path.mkdir()
+    for name in ("config.yaml", "constants.json", "data.json"):
+        (path / name).write_text("{}")
+    (path / "model.onnx").write_bytes(bytes(range(200)))
+    (path / "code.json").write_text(json.dumps({"application": NAME, "commit": "abc"}))
+    files = {file.name: digest(file) for file in path.iterdir()}
+    (path / "parity.json").write_text(json.dumps({"passed": True, "findings": [], "files": files}))
+    (path / "report.json").write_text(json.dumps({"scores": {"average_precision": 0.7}}))
+    (path / "report.html").write_text("<p>")
+    seal(path)
+    return path
+
+
+def test_an_artifact_becomes_a_version_with_all_its_files(exported: Path) -> None:
+    version = registry.register(exported, NAME)
+    found = registry.resolve(NAME, version)
+    assert found.report["scores"] == {"average_precision": 0.7}
+    assert found.code["commit"] == "abc"
+    assert {path.name for path in found.path.iterdir()} == {
+        *(path.name for path in exported.iterdir()), "manifest.json", "model.yaml"
+    }  # fmt: skip
+    assert all((found.path / path.name).read_bytes() == path.read_bytes() for path in exported.iterdir())
+    assert registry.set_alias(NAME, "production", version).aliases == ("production",)
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "artifact.json", "parity.json", "report.html"])
+def test_a_byte_of_an_artifact_that_changes_afterwards_is_refused(exported: Path, name: str) -> None:
+    version = registry.register(exported, NAME)
+    path = registry.store() / NAME / version / name
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(ArtifactError, match=rf"{re.escape(name)} is not what was registered"):
+        registry.resolve(NAME, version)
+
+
+def without_parity(path: Path) -> None:
+    (path / "parity.json").unlink()
+    seal(path)
+
+
+def failed(path: Path) -> None:
+    parity = {"passed": False, "findings": ["network: output score departs"], "files": {}}
+    (path / "parity.json").write_text(json.dumps(parity))
+    seal(path)
+
+
+def unsaid(path: Path) -> None:
+    parity = json.loads((path / "parity.json").read_text())
+    (path / "parity.json").write_text(json.dumps({**parity, "passed": "yes"}))
+    seal(path)
+
+
+def of_others(path: Path) -> None:
+    (path / "model.onnx").write_bytes(bytes(200))
+    seal(path)
+
+
+def with_more(path: Path) -> None:
+    (path / "model.bin").write_bytes(b"1")
+    seal(path)
+
+
+def changed(path: Path) -> None:
+    (path / "constants.json").write_text('{"threshold": 0.1}')
+
+
+def scores_changed(path: Path) -> None:
+    (path / "report.json").write_text(json.dumps({"scores": {"average_precision": 0.99}}))
+
+
+def passed_by_hand(path: Path) -> None:
+    (path / "parity.json").write_text((path / "parity.json").read_text().replace("[]", "[ ]"))
+
+
+REFUSED = [
+    (without_parity, "has no parity report: nobody has shown that it answers as its model; export it again"),
+    (failed, r"did not pass parity \(network: output score departs\); export it again"),
+    (unsaid, r"did not pass parity \(no reason given\)"),
+    (of_others, "model.onnx is not what parity was shown for; export it again"),
+    (with_more, "model.bin is not what parity was shown for"),
+    (changed, r"constants.json is not what was exported \(its sha256 differs\)"),
+    (scores_changed, "report.json is not what was exported"),
+    (passed_by_hand, "parity.json is not what was exported"),
+    (lambda path: (path / "model.onnx").unlink(), "model.onnx is not what was exported"),
+    (lambda path: seal(path, application="finance.aml"), "is an artifact of finance.aml, not of finance.fraud"),
+    (lambda path: (path / "artifact.json").write_text("{"), "artifact.json is missing or damaged"),
+    (lambda path: (path / "artifact.json").write_text("[]"), "is an artifact of None"),
+    (lambda path: (path / "parity.json").write_text(""), "parity.json is missing or damaged"),
+]
+
+
+@pytest.mark.parametrize(("change", "words"), REFUSED)
+def test_an_artifact_without_a_passing_report_on_these_very_files_is_refused(
+    exported: Path, home: Path, change: Callable[[Path], object], words: str
+) -> None:
+    change(exported)
+    with pytest.raises(ArtifactError, match=words):
+        registry.register(exported, NAME)
+    assert not (home / "models" / NAME).exists()
+
+
+@pytest.mark.parametrize("files", [None, {}, [], {"model.onnx": None}, "all"])
+def test_a_record_that_does_not_list_an_artifacts_files_is_refused(exported: Path, home: Path, files: object) -> None:
+    seal(exported, files=files)
+    with pytest.raises(ArtifactError, match="artifact.json is damaged: it does not list what an artifact holds"):
+        registry.register(exported, NAME)
+    assert not (home / "models" / NAME).exists()
+
+
+@pytest.mark.parametrize("more", [{"model.onnx": None}, {"model.onnx": {}}, {"../run/model.safetensors": None}])
+def test_a_file_without_a_hash_or_elsewhere_is_refused(exported: Path, run: Path, more: dict[str, object]) -> None:
+    elsewhere = {"sha256": digest(run / "model.safetensors"), "bytes": 1000}
+    files = json.loads((exported / "artifact.json").read_text())["files"]
+    seal(exported, files={**files, **{name: elsewhere if "/" in name else entry for name, entry in more.items()}})
+    with pytest.raises(ArtifactError, match="is not what was exported"):
+        registry.register(exported, NAME)
 
 
 # resolving
