@@ -80,10 +80,10 @@ class Heads:
 
     def _traced(self, features: Tensor, recalled: Tensor) -> Tensor:
         """The same in operations that ONNX has, and in few of them: an exported graph is this."""
-        card, terminal = (first.squeeze(1) for first in self._first.traced(features))
+        card, terminal = self._first.traced(features)  # [B, 1, E]
         chances = []
-        for side, first in enumerate((torch.addmm(card, recalled, self._recalled), terminal)):
-            hidden = F.silu(first).unsqueeze(1) * self._spread[side, :, 0]  # [B, K, E]
+        for side, first in enumerate((card + recalled.unsqueeze(1) @ self._recalled, terminal)):
+            hidden = F.silu(first) * self._spread[side, :, 0]  # [B, K, E]
             hidden = F.silu((hidden @ self._second[side] + self._second_bias[side]) * self._scale[side, :, 0])
             weight, bias = self._factors[side]
             chances.append(torch.addmm(bias, hidden.flatten(1), weight).double().sigmoid())

@@ -22,6 +22,10 @@ _CLOSED = -1e4
 class WindowStep(Form):
     """The state that is carried is the window: the embedded events of a card before this one, the newest last."""
 
+    float_layers = ("LSTM",)
+    """Kinds of ONNX operations that stay float32 in int8: with so few hidden units an int8 LSTM is the slower one, and what
+    closes its gate takes the scale of the weights beside it."""
+
     def __init__(self, net: FraudNet, num_events: int = 64) -> None:
         """
         Args:
