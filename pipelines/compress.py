@@ -239,12 +239,14 @@ class Chain:
     def quantize(self, method: Method) -> None:
         """int8 of the newest network; layers that cost too much stay in float."""
         from core.compression import sensitivity
-        from core.compression.quantization import dynamic, static
+        from core.compression.quantization import dynamic, of_kinds, static
 
         stage = self.last
+        float_kinds: Sequence[str] = getattr(self.app.forms[self.form], "float_layers", ())
         whole = self.folder / f"{stage.name}-{self.format}" / artifacts.NETWORK_FILES[self.format][0]
-        notes: dict[str, Any] = {"method": method, "bits": 8, "float_layers": []}
+        notes: dict[str, Any] = {"method": method, "bits": 8}
         samples: list[Arrays] = []
+        kept: list[str] = []
         if method == "static":
             with working("calibration samples"):
                 samples, notes["calibration"] = self.app.calibration(
@@ -258,14 +260,14 @@ class Chain:
         def make(target: Path, keep: Sequence[str]) -> Path:
             if method == "static":
                 return static(whole, target, samples, keep=keep)
-            return dynamic(whole, target, keep=keep)
+            return dynamic(whole, target, keep=[*of_kinds(whole, float_kinds), *keep])
 
         def change(folder: Path, format: artifacts.Format) -> Mapping[str, Any]:
             names = artifacts.NETWORK_FILES[format]
             for name in names:
                 (folder / name).unlink()
-            make(folder / names[0], notes["float_layers"])
-            return notes
+            make(folder / names[0], kept)
+            return {**notes, "float_layers": [*float_kinds, *kept]}
 
         name = f"{stage.name}-{self.format}-int8"
         limit = self.stages[0].score - self.limit
@@ -282,7 +284,7 @@ class Chain:
                         limit,
                         list(costs),
                     )
-                    notes["float_layers"] = list(held.keep)
+                    kept += held.keep
             finally:
                 for part in trial.iterdir():
                     part.unlink()

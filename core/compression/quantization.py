@@ -151,6 +151,13 @@ def static(source: Path, target: Path, samples: Samples, *, keep: Sequence[str] 
     return target
 
 
+def of_kinds(source: Path, kinds: Sequence[str]) -> list[str]:
+    """Names of an ONNX file's layers of some kinds of operation, as `LSTM`, which `dynamic` could make int8."""
+    _check(source, None, (".onnx",))
+    wanted = set(kinds) & set(DYNAMIC)
+    return [node.name for node in _onnx(source).graph.node if node.op_type in wanted]
+
+
 def layers(source: Path) -> list[str]:
     """Names of the layers of an ONNX or OpenVINO file that static int8 can have, in order: what `keep` may name."""
     _check(source, None, (".onnx", ".xml"))
@@ -362,10 +369,20 @@ def _quantized(model: Any, samples: Samples, keep: Sequence[str], preset: Preset
 
 @contextmanager
 def quietly() -> Iterator[None]:
-    """Without warnings of what NNCF's own libraries have deprecated, and without its progress on the standard output."""
-    with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
-        warnings.simplefilter("ignore")
-        yield
+    """Without warnings of what NNCF's own libraries have deprecated, without its progress on the standard output, and
+    without ONNX Runtime's pages about types that stay as they are, which it writes to the root logger."""
+    root = logging.getLogger()
+    root.addFilter(_no_pages)
+    try:
+        with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        root.removeFilter(_no_pages)
+
+
+def _no_pages(record: logging.LogRecord) -> bool:
+    return not str(record.msg).startswith("Inference failed or unsupported type to quantize")
 
 
 @contextmanager

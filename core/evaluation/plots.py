@@ -251,7 +251,9 @@ def frontier(points: Sequence[Mapping[str, Any]], *, figure: str) -> Plot:
         axes.set_xscale("log")
         axes.margins(x=0.3, y=0.15)
         axes.set(xlabel="latency, ms (median, log scale)", ylabel=figure)
-        _plain_logs(axes, "x")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=12))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.6g}"))
+        axes.xaxis.set_minor_formatter(NullFormatter())
 
     series = {point["model"]: {key: point.get(key) for key in ("p50_ms", "value", "low", "high")} for point in points}
     return Plot("Frontier", _svg("frontier", draw), f"{figure} with its 95 % interval against latency.", series)
