@@ -129,7 +129,7 @@ def carried_state(quick: bool, folder: Path) -> list[Record]:
         f"{WINDOW} events: torch.nn.LSTM (fused kernel), attention once",
     )
     ways: dict[str, Callable[[], object]] = {step: lambda: session(arrays), own: whole, few: stripped, native: fused}
-    if trees := _trees(features, quick):
+    if trees := trees_row(features, quick):
         ways["XGBoost, 300 trees of depth 6, inplace_predict of one row"] = trees
     gc.collect()
     taken = interleaved(ways, 100 if quick else 600)
@@ -152,7 +152,7 @@ def carried_state(quick: bool, folder: Path) -> list[Record]:
     return [*rows, *goals]
 
 
-def _trees(features: Features, quick: bool) -> Callable[[], object] | None:
+def trees_row(features: Features, quick: bool) -> Callable[[], object] | None:
     try:
         import xgboost
     except ImportError:

@@ -68,7 +68,8 @@ def bench(
     with working("latency, in turns"):
         for count in threads:
             rows += _latency(places, labels, given, requests, batches, count, form)
-    costs = {label: _cost(place, form) for label, place in zip(labels, places, strict=True)}
+    one = _batch(given, session_of(places[0].app, places[0].path, form=form).inputs, 1)
+    costs = {label: _cost(place, form, one) for label, place in zip(labels, places, strict=True)}
     text = "\n\n".join([_cost_table(costs, scores), _latency_table(rows)])
     return {"models": costs, "scores": scores, "rows": rows, "machine": machine(), "text": text}
 
@@ -153,29 +154,27 @@ def _row(label: str, threads: int, batch: int, taken: Taken, first: float) -> di
 
 
 def _batch(given: list[Arrays], inputs: Sequence[TensorSpec], rows: int) -> Arrays:
-    """So many rows of what the network really gets, or zeros where a model has other tensors than the first."""
+    """So many rows of what the network really gets: those of the calls that are shaped as the first, again and again."""
+    alike = [call for call in given if all(call[s.name].shape[1:] == given[0][s.name].shape[1:] for s in inputs)]
     arrays = {}
     for spec in inputs:
-        shape = [rows if isinstance(axis, str) else axis for axis in spec.shape]
-        parts = [
-            call[spec.name] for call in given if spec.name in call and call[spec.name].shape[1:] == tuple(shape[1:])
-        ]
-        if not parts or not isinstance(spec.shape[0], str):
-            arrays[spec.name] = parts[0] if parts else np.zeros(shape, spec.dtype)
-            continue
-        whole = np.concatenate(parts)
-        arrays[spec.name] = np.ascontiguousarray(np.resize(whole, shape) if len(whole) < rows else whole[:rows])
+        parts = [call[spec.name] for call in alike]
+        if spec.shape and isinstance(spec.shape[0], str):
+            whole = np.concatenate(parts)
+            arrays[spec.name] = np.resize(whole, (rows, *whole.shape[1:])) if len(whole) < rows else whole[:rows].copy()
+        else:
+            arrays[spec.name] = parts[0]
     return arrays
 
 
-def _cost(place: Place, form: str | None) -> dict[str, Any]:
+def _cost(place: Place, form: str | None, one: Arrays) -> dict[str, Any]:
     """Size, and load time and memory as a process of its own sees them."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
-        measured = pool.apply(_load, (place.app.name, str(place.path), form))
+        measured = pool.apply(_load, (place.app.name, str(place.path), form, one))
     return {"path": str(place.path), "bytes": size_of(place.path), **measured}
 
 
-def _load(application: str, path: str, form: str | None) -> dict[str, float]:
+def _load(application: str, path: str, form: str | None, one: Arrays) -> dict[str, float]:
     """In a fresh process: opens the network and answers once."""
     os.environ["OMP_NUM_THREADS"] = "1"
     from pathlib import Path
@@ -186,12 +185,7 @@ def _load(application: str, path: str, form: str | None) -> dict[str, float]:
     before, start = peak_bytes(), time.perf_counter()
     session = session_of(app, Path(path), form=form)
     seconds = time.perf_counter() - start
-    session(
-        {
-            spec.name: np.zeros([1 if isinstance(a, str) else a for a in spec.shape], spec.dtype)
-            for spec in session.inputs
-        }
-    )
+    session(one)
     return {"load_seconds": seconds, "peak_bytes": peak_bytes(), "peak_added_bytes": peak_bytes() - before}
 
 

@@ -22,7 +22,6 @@ import numpy as np
 import onnx
 import onnxruntime
 import openvino as ov
-from nncf.telemetry.wrapper import telemetry
 from numpy.typing import NDArray
 from onnxruntime.quantization import QuantType, quantize_dynamic
 from onnxruntime.quantization.quant_utils import add_pre_process_metadata
@@ -62,7 +61,6 @@ REFUSED = {
 """Kinds of file that are not quantized, and why."""
 
 nncf.set_log_level(logging.ERROR)
-vars(telemetry)["_impl"] = None  # NNCF reports its use to its maker over the network: not from here
 
 
 def dynamic(source: Path, target: Path, *, keep: Sequence[str] = ()) -> Path:

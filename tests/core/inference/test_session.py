@@ -471,3 +471,14 @@ def test_runtimes_are_imported_when_they_are_opened() -> None:
     )
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
+
+
+def test_no_runtime_reports_its_use_to_its_makers() -> None:
+    code = (
+        "import sys, core.compression.aware, core.inference.session_openvino, core.inference.session_onnx\n"
+        "told = [name for name in sys.modules if name.startswith('openvino_telemetry.')]\n"
+        "assert not told, told\n"
+        "from nncf.telemetry import wrapper\n"
+        "assert 'Stub' in type(wrapper.telemetry).__name__ or 'Mock' in type(wrapper.telemetry).__name__\n"
+    )
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True)
