@@ -239,7 +239,8 @@ class Chain:
     def quantize(self, method: Method) -> None:
         """int8 of the newest network; layers that cost too much stay in float."""
         from core.compression import sensitivity
-        from core.compression.quantization import dynamic, of_kinds, static
+        from core.compression.graphs import of_kinds
+        from core.compression.quantization import dynamic, static
 
         stage = self.last
         float_kinds: Sequence[str] = getattr(self.app.forms[self.form], "float_layers", ())

@@ -21,7 +21,7 @@ from nncf.torch.quantization.layers import BaseQuantizer
 from torch import Tensor, nn
 from torch.ao.quantization.fx import _decomposed  # noqa: F401  # registers torch.ops.quantized_decomposed
 
-from core.compression.quantization import quietly
+from core.compression.graphs import quietly
 from core.errors import ConfigError, DataError
 
 

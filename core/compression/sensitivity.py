@@ -10,7 +10,8 @@ from typing import Any, Generic, NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from core.compression.quantization import REST, Samples, layers, run, static
+from core.compression.graphs import REST, Samples, layers, run
+from core.compression.quantization import static
 from core.errors import ConfigError, ScoreError
 
 Candidate = TypeVar("Candidate")

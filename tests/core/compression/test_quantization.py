@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from core.compression.aware import aware, stripped
 from core.compression.calibration import calibration_rows
-from core.compression.quantization import dynamic, layers, quantize_file, static
+from core.compression.graphs import layers, of_kinds
+from core.compression.quantization import dynamic, quantize_file, static, weights
 from core.compression.sensitivity import hold, sensitivity
 from core.errors import ArtifactError, ConfigError, DataError, ScoreError
 
@@ -204,6 +205,30 @@ def test_dynamic_wants_no_samples_and_has_the_recurrent_layer_too(files: dict[st
     recurrent = next(node.name for node in onnx.load(source).graph.node if node.op_type == "LSTM")
     kept = dynamic(source, tmp_path / "kept.onnx", keep=[recurrent])
     assert "LSTM" in [node.op_type for node in onnx.load(kept).graph.node]
+
+
+def test_weights_alone_keep_the_answers_nearer_than_static(files: dict[str, Path], tmp_path: Path) -> None:
+    samples = arrays("images")
+    want = answers(files["xml"], samples)
+    light = weights(files["xml"], tmp_path / "light.xml")
+    both = static(files["xml"], tmp_path / "static.xml", samples)
+    assert 0 < departure(answers(light, samples), want) < departure(answers(both, samples), want)
+    sizes = [path.with_suffix(".bin").stat().st_size for path in (files["xml"], light)]
+    assert sizes[1] < 0.4 * sizes[0]
+    kept = weights(files["xml"], tmp_path / "kept.xml", keep=layers(files["xml"]))
+    np.testing.assert_array_equal(answers(kept, samples), want)
+    with pytest.raises(ConfigError, match="no layer of"):
+        weights(files["xml"], tmp_path / "none.xml", keep=["nothing"])
+    with pytest.raises(ConfigError, match=r"allowed here are \.xml"):
+        weights(files["onnx"], tmp_path / "none.onnx")
+
+
+def test_layers_are_named_by_their_kind(files: dict[str, Path]) -> None:
+    assert len(of_kinds(files["xml"], ["Convolution"])) == 2
+    assert len(of_kinds(files["onnx"], ["Conv"])) == 2
+    assert of_kinds(files["lstm"], ["LSTM", "Softmax"]) == [
+        node.name for node in onnx.load(files["lstm"]).graph.node if node.op_type == "LSTM"
+    ]
 
 
 def test_samples_that_are_none_or_wrong_leave_nothing_behind(files: dict[str, Path], tmp_path: Path) -> None:
