@@ -99,13 +99,16 @@ def parser() -> argparse.ArgumentParser:
     compress.add_argument("--prune", type=float, default=0.0, metavar="SHARE", help="share of the channels that goes")
     compress.add_argument("--importance", default="group", metavar="I", help="l1 or group (default: group)")
     compress.add_argument("--bits", type=int, default=8, help="8 quantizes, 32 does not (default: 8)")
-    compress.add_argument("--method", help="dynamic or static (default: what suits the network)")
+    compress.add_argument("--method", help="dynamic, static or weights (default: what suits the network)")
     compress.add_argument("--teacher", metavar="RUN", help="run that the network learns from while it recovers")
     compress.add_argument(
         "--max-score-drop", type=float, default=0.01, metavar="D", help="of the validation score (default: 0.01)"
     )
     compress.add_argument("--format", metavar="F", help="onnx or openvino (default: what suits the method)")
     compress.add_argument("--form", help="form of the network (default: the application's first)")
+    compress.add_argument(
+        "--precision", default="float32", metavar="P", help="float32 or bfloat16: what is not int8 (default: float32)"
+    )
     compress.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N (default: auto)")
     compress.add_argument("-o", "--output", metavar="DIR", help="default: compressed/APPLICATION/NAME")
     compress.add_argument(

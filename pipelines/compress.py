@@ -24,6 +24,7 @@ from core.errors import ArtifactError, ConfigError, ScoreError
 from core.inference import artifact as artifacts
 from core.inference.model import config_of, network_of, session_of
 from core.inference.program import example
+from core.inference.session import Precision
 from core.run import Run
 from core.training.log import Log, working
 from core.training.loop import fit
@@ -41,7 +42,7 @@ SENSITIVITY_SAMPLES = 24
 STEPS = 3
 """Of the gradual schedule: the share that is pruned rises so many times, with a training after each."""
 
-Method = Literal["dynamic", "static"]
+Method = Literal["dynamic", "static", "weights"]
 Importance = Literal["l1", "group"]
 
 
@@ -56,6 +57,7 @@ def compress(
     importance: str = "group",
     format: str | None = None,
     form: str | None = None,
+    precision: str = "float32",
     settings: Sequence[str] = (),
     output: str | None = None,
     device: str = "auto",
@@ -65,12 +67,14 @@ def compress(
         model: run directory or `APPLICATION[:VERSION]`; or a model file, which is quantized without an application.
         prune: share of the channels that goes, in (0, 1); 0 prunes nothing.
         bits: 8 quantizes, 32 does not.
-        method: dynamic or static; static where the network has convolutions, if None.
+        method: dynamic (ranges as they come), static (ranges fitted on samples) or weights (activations stay in float);
+            static where the network has convolutions, else dynamic, if None.
         teacher: run whose answers the network learns from while it recovers.
         max_score_drop: how much of the score on the validation days may be lost.
         importance: which channels go first: l1 or group.
         format: onnx or openvino; what the method runs best in, if None.
         form: of the network; the application's first where None.
+        precision: float32 or bfloat16, what is not int8.
         settings: overrides of the recovery's training, as `fit.epochs=2`.
         output: the new directory (default: compressed/APPLICATION/NAME).
 
@@ -83,8 +87,10 @@ def compress(
         raise ConfigError(f"--prune {prune}; allowed is a share of the channels above 0 and below 1, as 0.3")
     if bits not in (8, 32):
         raise ConfigError(f"--bits {bits}; allowed are 8 (int8) and 32 (float, nothing is quantized)")
-    if method not in (None, "dynamic", "static"):
-        raise ConfigError(f"--method {method}; allowed are dynamic and static")
+    if method not in (None, "dynamic", "static", "weights"):
+        raise ConfigError(f"--method {method}; allowed are dynamic, static and weights")
+    if precision not in ("float32", "bfloat16"):
+        raise ConfigError(f"--precision {precision}; allowed are float32 and bfloat16")
     if importance not in ("l1", "group"):
         raise ConfigError(f"--importance {importance}; allowed are l1 and group")
     if Path(model).is_file():
@@ -93,17 +99,37 @@ def compress(
     if artifacts.is_artifact(place.path):
         raise ConfigError(f"{model} is an artifact; compress the run that it was made of")
     learned = find(teacher) if teacher else None
-    chain = Chain(place, Path(output or f"compressed/{place.app.name}/{place.name}"), max_score_drop, form, device)
-    chosen = cast(Method, method or ("static" if chain.convolves else "dynamic"))
-    runtime = artifacts.check_format(format or ("openvino" if chosen == "static" else "onnx"))
-    if runtime not in ("onnx", "openvino") or (chosen == "dynamic" and runtime != "onnx"):
-        raise ConfigError(f"--method {chosen} --format {runtime}; dynamic goes with onnx, static with onnx or openvino")
+    layers = network_of(place.app, place.path).modules()
+    convolves = any(isinstance(layer, torch.nn.modules.conv._ConvNd) for layer in layers)
+    chosen = cast(Method, method or ("static" if convolves else "dynamic"))
+    runtime = artifacts.check_format(format or ("onnx" if chosen == "dynamic" else "openvino"))
+    if runtime not in FORMATS[chosen]:
+        raise ConfigError(f"--method {chosen} --format {runtime}; it goes with {' or '.join(FORMATS[chosen])}")
+    if precision == "bfloat16" and runtime != "openvino":
+        raise ConfigError(f"--precision bfloat16 --format {runtime}; only openvino has bfloat16 here")
+    chain = Chain(
+        place,
+        Path(output or f"compressed/{place.app.name}/{place.name}"),
+        limit=max_score_drop,
+        form=form,
+        format=runtime,
+        precision=cast(Precision, precision),
+        device=device,
+    )
     if prune or learned:
         chain.recover(prune, cast(Importance, importance), learned, settings)
-    chain.export(runtime)
+    chain.export()
     if bits == 8:
         chain.quantize(chosen)
     return chain.table()
+
+
+FORMATS: Mapping[Method, tuple[artifacts.Format, ...]] = {
+    "dynamic": ("onnx",),
+    "static": ("openvino", "onnx"),
+    "weights": ("openvino",),
+}
+"""What each way to quantize goes with."""
 
 
 class Stage(NamedTuple):
@@ -118,10 +144,22 @@ class Stage(NamedTuple):
 class Chain:
     """The models made so far; the first is the run's own. Each is a directory of its own in one folder."""
 
-    def __init__(self, place: Place, folder: Path, limit: float, form: str | None, device: str) -> None:
+    def __init__(
+        self,
+        place: Place,
+        folder: Path,
+        *,
+        limit: float,
+        form: str | None,
+        format: artifacts.Format,
+        precision: Precision,
+        device: str,
+    ) -> None:
         """
         Args:
             limit: how much of the score may be lost.
+            format: of the artifacts.
+            precision: float32 or bfloat16, what is not int8.
 
         Raises:
             ArtifactError: the folder exists.
@@ -138,11 +176,8 @@ class Chain:
         self.config = config_of(app, place.path)
         with working("reading data"):
             self.data: Data = app.data(self.config)
-        self.convolves = any(
-            isinstance(layer, torch.nn.modules.conv._ConvNd) for layer in network_of(app, place.path).modules()
-        )
         self.figure = next(iter(app.limits.values())).figure
-        self.format: artifacts.Format = "torch"
+        self.format, self.precision = format, precision
         self.stages: list[Stage] = []
         self.add("run", place)
 
@@ -172,6 +207,11 @@ class Chain:
         if value is None:
             raise ConfigError(f"{self.figure} does not exist on the validation days: they hold one class only")
         return float(value)
+
+    @property
+    def quantized(self) -> Precision:
+        """What an int8 network of the chain computes in."""
+        return "int8" if self.precision == "float32" else "int8-bfloat16"
 
     @property
     def last(self) -> Stage:
@@ -230,9 +270,8 @@ class Chain:
         handle.remove()
         return caught[0]
 
-    def export(self, format: artifacts.Format) -> None:
+    def export(self) -> None:
         """Every network so far in the runtime, in float: what the runtime alone wins."""
-        self.format = format
         for stage in list(self.stages):
             self._write(f"{stage.name}-{format}", stage.place, None)
 
@@ -240,7 +279,7 @@ class Chain:
         """int8 of the newest network; layers that cost too much stay in float."""
         from core.compression import sensitivity
         from core.compression.graphs import of_kinds
-        from core.compression.quantization import dynamic, static
+        from core.compression.quantization import dynamic, static, weights
 
         stage = self.last
         float_kinds: Sequence[str] = getattr(self.app.forms[self.form], "float_layers", ())
@@ -261,6 +300,8 @@ class Chain:
         def make(target: Path, keep: Sequence[str]) -> Path:
             if method == "static":
                 return static(whole, target, samples, keep=keep)
+            if method == "weights":
+                return weights(whole, target, keep=keep)
             return dynamic(whole, target, keep=[*of_kinds(whole, float_kinds), *keep])
 
         def change(folder: Path, format: artifacts.Format) -> Mapping[str, Any]:
@@ -296,7 +337,7 @@ class Chain:
         """Of a network's file that is no artifact yet."""
         record = artifacts.read(file.parent.parent / f"{stage.name}-{self.format}")
         return self.score(
-            artifacts.open_network(file.parent, record.model_copy(update={"precision": "int8"})), stage.place
+            artifacts.open_network(file.parent, record.model_copy(update={"precision": self.quantized})), stage.place
         )
 
     def _write(
@@ -310,7 +351,7 @@ class Chain:
                 "test",
                 form=self.form,
                 format=self.format,
-                precision="int8" if change else "float32",
+                precision=self.quantized if change else self.precision,
                 change=change,
             )
         self.add(name, Place(self.app, name, self.folder / name, place.code))

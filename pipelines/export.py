@@ -196,7 +196,7 @@ def _chosen(app: Application, format: str, form: str | None, precision: str) -> 
     form = form or next(iter(app.forms))
     if form not in app.forms:
         raise ConfigError(f"{app.name} has no form {form!r}; there are: {', '.join(app.forms)}")
-    if precision == "int8":
+    if precision.startswith("int8"):
         raise ConfigError("int8 is made by `verticals compress`, which calibrates and measures what it costs")
     if precision not in PRECISIONS[checked]:
         raise ConfigError(f"{format} has no precision {precision!r} here; allowed: {', '.join(PRECISIONS[checked])}")

@@ -157,14 +157,14 @@ def weights(source: Path, target: Path, *, keep: Sequence[str] = ()) -> Path:
 def quantize_file(
     input_model: Path | str,
     output_dir: Path | str,
-    method: Literal["dynamic", "static"] = "dynamic",
+    method: Literal["dynamic", "static", "weights"] = "dynamic",
     bitwidth: int = 8,
     samples: Samples | None = None,
 ) -> Path:
     """Writes the int8 form of a model file, under its name, into a new directory.
 
     Args:
-        input_model: `.onnx` or, for `static`, `.xml`.
+        input_model: `.onnx` for `dynamic` and `static`, `.xml` for `static` and `weights`.
         output_dir: made whole or not at all; must not be there yet.
         bitwidth: 8.
         samples: for `static`.
@@ -180,13 +180,13 @@ def quantize_file(
     source, folder = Path(input_model), Path(output_dir)
     if bitwidth != 8:
         raise ConfigError(f"bitwidth is {bitwidth}; allowed is 8: the runtimes here compute in no other")
-    if method not in ("dynamic", "static"):
-        raise ConfigError(f"method is {method!r}; allowed are dynamic and static")
+    if method not in ("dynamic", "static", "weights"):
+        raise ConfigError(f"method is {method!r}; allowed are dynamic, static and weights")
     if method == "dynamic" and source.suffix == ".xml":
         raise ConfigError(
-            "OpenVINO has no dynamic int8 of a file; give method='static' with samples, or the .onnx file"
+            "OpenVINO has no dynamic int8 of a file; give method='static' with samples, method='weights', or the .onnx file"
         )
-    check(source, None, (".onnx", ".xml"))
+    check(source, None, (".xml",) if method == "weights" else (".onnx", ".xml"))
     if folder.exists():
         raise ConfigError(f"{folder} is there already; give a directory that is not")
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -195,6 +195,8 @@ def quantize_file(
         part.mkdir()
         if method == "static":
             static(source, part / source.name, samples or ())
+        elif method == "weights":
+            weights(source, part / source.name)
         else:
             dynamic(source, part / source.name)
         os.replace(part, folder)

@@ -20,8 +20,8 @@ from pydantic import Field
 from core.config import Config
 from core.contract import Arrays, Session, TensorSpec
 
-Precision = Literal["float32", "bfloat16", "float16", "int8"]
-"""What a network computes in. `int8` is what was quantized; the rest of such a network runs in float32."""
+Precision = Literal["float32", "bfloat16", "float16", "int8", "int8-bfloat16"]
+"""What a network computes in. Of a quantized one, `int8` runs the rest in float32, `int8-bfloat16` in bfloat16."""
 
 
 class SessionConfig(Config):

@@ -34,7 +34,7 @@ class OnnxSession:
             ConfigError: a precision or device that ONNX Runtime does not have here.
         """
         config = config or SessionConfig()
-        if precision == "bfloat16":
+        if precision in ("bfloat16", "int8-bfloat16"):
             raise ConfigError("ONNX Runtime has no bfloat16 on a CPU; allowed: float32, int8; OpenVINO has bfloat16")
         providers = _providers(config.device)
         options = ort.SessionOptions()

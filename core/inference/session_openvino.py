@@ -14,7 +14,7 @@ from core.contract import Arrays, TensorSpec
 from core.errors import ArtifactError, ConfigError
 from core.inference.session import Check, Precision, SessionConfig, kept, plain
 
-HINTS = {"float32": "f32", "int8": "f32", "bfloat16": "bf16"}
+HINTS = {"float32": "f32", "int8": "f32", "bfloat16": "bf16", "int8-bfloat16": "bf16"}
 """OpenVINO would choose bfloat16 by itself where the processor has it: here it is asked for or does not happen."""
 
 

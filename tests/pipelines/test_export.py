@@ -83,8 +83,9 @@ def test_an_artifact_answers_files_and_is_served_by_its_alias(
         (["compress", NAME, "--prune", "1.5"], 2, "--prune 1.5; allowed is a share"),
         (["compress", NAME, "--prune", "-0.1"], 2, "--prune -0.1; allowed is a share"),
         (["compress", NAME, "--bits", "4"], 2, "--bits 4; allowed are 8"),
-        (["compress", NAME, "--method", "magic"], 2, "--method magic; allowed are dynamic and static"),
-        (["compress", NAME, "--method", "dynamic", "--format", "openvino"], 2, "dynamic goes with onnx"),
+        (["compress", NAME, "--method", "magic"], 2, "--method magic; allowed are dynamic, static and weights"),
+        (["compress", NAME, "--method", "dynamic", "--format", "openvino"], 2, "it goes with onnx"),
+        (["compress", NAME, "--precision", "bfloat16"], 2, "only openvino has bfloat16"),
         (["compress", NAME, "--teacher", "nobody"], 2, "neither the directory"),
     ],
 )
