@@ -273,7 +273,7 @@ class Chain:
     def export(self) -> None:
         """Every network so far in the runtime, in float: what the runtime alone wins."""
         for stage in list(self.stages):
-            self._write(f"{stage.name}-{format}", stage.place, None)
+            self._write(f"{stage.name}-{self.format}", stage.place, None)
 
     def quantize(self, method: Method) -> None:
         """int8 of the newest network; layers that cost too much stay in float."""
