@@ -16,7 +16,7 @@ import bentoml
 from bentoml.exceptions import BentoMLException
 from pydantic import BaseModel, Field
 
-from core.errors import DataError, VerticalsError
+from core.errors import ConfigError, DataError, VerticalsError
 from core.monitoring import metrics
 from core.serving.batcher import Batcher
 from core.serving.http import GuardedService, of_error
@@ -57,13 +57,26 @@ class Noted(BaseModel):
     changed: bool = Field(description="False where the label was so already.")
 
 
+def threads() -> int:
+    """`VERTICALS_THREADS`: threads of one call of the network.
+
+    Raises:
+        ConfigError: not a whole number from 1 on.
+    """
+    given = os.environ.get("VERTICALS_THREADS", "1")
+    if not given.isdecimal() or int(given) < 1:
+        raise ConfigError(f"VERTICALS_THREADS is {given!r}; allowed is a whole number from 1 on")
+    return int(given)
+
+
 class Finance:
     """Card fraud: score a transaction before anything later of the same card, and tell what became of it."""
 
     def __init__(self) -> None:
         import torch
 
-        torch.set_num_threads(1)
+        self._threads = threads()
+        torch.set_num_threads(self._threads)
         self._store: EventStore | None = None
         self._loader: Loader[FraudPredictor] = Loader(APPLICATION, load=self._load, warm=self._warm)
         self._loader.start()
@@ -77,6 +90,7 @@ class Finance:
 
         require(APPLICATION)
         try:
+            threads()
             open_store().close()
         except VerticalsError as error:
             raise BentoMLException(str(error)) from None
@@ -142,11 +156,13 @@ class Finance:
 
     def _load(self, version: Version) -> FraudPredictor:
         from core.inference.model import build
+        from core.inference.session import SessionConfig
         from verticals.finance.fraud import APPLICATION as fraud
         from verticals.finance.fraud.history import open_store
 
         self._store = self._store or open_store()  # here, where a failure ends the service with one line
-        predictor: FraudPredictor = build(fraud, version.path, version.version, store=self._store)[1]
+        session = SessionConfig(threads=self._threads)
+        predictor: FraudPredictor = build(fraud, version.path, version.version, session=session, store=self._store)[1]
         return predictor
 
     def _warm(self, new: FraudPredictor, old: FraudPredictor | None) -> None:

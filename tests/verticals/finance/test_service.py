@@ -16,6 +16,7 @@ import psutil
 import pytest
 
 from core import registry
+from pipelines.export import export
 from pipelines.train import train
 from tests.bento import Server, start, stop, wait_until_ready
 from verticals.finance.fraud.requests import Transaction
@@ -235,7 +236,10 @@ def test_many_clients_with_cards_of_their_own_are_all_answered(server: Server) -
     assert codes == [200] * 128
 
 
-def test_a_new_version_takes_over_under_load_and_no_request_is_lost(server: Server, home: Path) -> None:
+@pytest.mark.parametrize("how", ["trained", "exported"])
+def test_a_new_version_takes_over_under_load_and_no_request_is_lost(
+    server: Server, home: Path, tmp_path: Path, how: str
+) -> None:
     before = registry.aliases(NAME)["production"]
     statuses: list[int] = []
     versions: set[str] = set()
@@ -245,14 +249,18 @@ def test_a_new_version_takes_over_under_load_and_no_request_is_lost(server: Serv
         number = 0
         with httpx.Client(base_url=server.url, timeout=60) as own:
             while not stopped.is_set():
-                answer = own.post("/score", json=transaction(number, customer="swap"))
+                answer = own.post("/score", json=transaction(number, customer=how))
                 statuses.append(answer.status_code)
                 versions.add(answer.json().get("version", answer.text))
                 number += 1
 
     thread = threading.Thread(target=load)
     thread.start()
-    made = train(NAME, recipe="debug", settings=["fit.max_steps=5"], runs=str(home / "runs"), alias="production")
+    if how == "trained":
+        made = train(NAME, recipe="debug", settings=["fit.max_steps=15"], runs=str(home / "runs"), alias="production")
+    else:
+        run = train(NAME, recipe="debug", runs=str(home / "runs"), alias="none")["run"]
+        made = export(run, format="onnx", output=str(tmp_path / "onnx"), alias="production")
     deadline = time.monotonic() + 30
     while made["version"] not in versions and time.monotonic() < deadline:
         time.sleep(0.1)
@@ -352,3 +360,12 @@ def test_a_key_is_wanted_where_one_is_configured(home: Path, tmp_path: Path) -> 
             assert own.post("/score", json=transaction(1), headers={"X-API-Key": key}).status_code == 200
     finally:
         stop(running)
+
+
+def test_a_number_of_threads_that_is_none_is_refused(home: Path, tmp_path: Path) -> None:
+    running = start("verticals.finance:svc", tmp_path, home, environment={"VERTICALS_THREADS": "many"})
+    try:
+        assert running.process.wait(60) == 1
+    finally:
+        stop(running)
+    assert "VERTICALS_THREADS is 'many'; allowed is a whole number" in running.log.read_text()
