@@ -1,0 +1,348 @@
+"""The models that `verticals compress` makes of one run, step by step, and the table of what each cost and won."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+
+from core.compression.distillation import Distillation
+from core.compression.pruning import num_macs
+from core.compression.pruning import prune as prune_channels
+from core.contract import Arrays, Data, Session
+from core.device import pick_device, seed_everything
+from core.distributed.strategy import Strategy
+from core.errors import ArtifactError, ConfigError, ScoreError
+from core.inference import artifact as artifacts
+from core.inference.model import config_of, network_of, session_of
+from core.inference.program import example
+from core.inference.session import Precision
+from core.run import Run
+from core.training.log import Log, working
+from core.training.loop import fit
+from pipelines.bench import bench
+from pipelines.export import write_artifact
+from pipelines.model import Place, size_of
+from pipelines.train import finish
+
+CALIBRATION_SAMPLES = 300
+"""Samples that ranges are fitted on."""
+
+SENSITIVITY_SAMPLES = 24
+"""Samples by which layers are ordered, where int8 costs too much."""
+
+STEPS = 3
+"""Of the gradual schedule: the share that is pruned rises so many times, with a training after each."""
+
+Method = Literal["dynamic", "static", "weights"]
+Importance = Literal["l1", "group"]
+
+
+class Stage(NamedTuple):
+    """A model of the chain."""
+
+    name: str
+    place: Place
+    score: float
+    """On the validation days."""
+
+
+class Chain:
+    """The models made so far; the first is the run's own. Each is a directory of its own in one folder."""
+
+    def __init__(
+        self,
+        place: Place,
+        folder: Path,
+        *,
+        limit: float,
+        form: str | None,
+        format: artifacts.Format,
+        precision: Precision,
+        device: str,
+    ) -> None:
+        """
+        Args:
+            limit: how much of the score may be lost.
+            format: of the artifacts.
+            precision: float32 or bfloat16, what is not int8.
+
+        Raises:
+            ArtifactError: the folder exists.
+            ConfigError: no such form.
+        """
+        app = place.app
+        if form is not None and form not in app.forms:
+            raise ConfigError(f"{app.name} has no form {form!r}; there are: {', '.join(app.forms)}")
+        if folder.exists():
+            raise ArtifactError(f"{folder} exists; give another --output, or remove it first")
+        self.app, self.folder, self.limit = app, folder, limit
+        self.form = form or next(iter(app.forms))
+        self.device = pick_device(device)
+        self.config = config_of(app, place.path)
+        with working("reading data"):
+            self.data: Data = app.data(self.config)
+        self.figure = next(iter(app.limits.values())).figure
+        self.format, self.precision = format, precision
+        self.stages: list[Stage] = []
+        self.add("run", place)
+
+    def add(self, name: str, place: Place) -> None:
+        """The model as a stage of the chain.
+
+        Raises:
+            ScoreError: it has lost too much; the table so far is written.
+        """
+        with working(f"score of {name} on the validation days"):
+            score = self.score(session_of(self.app, place.path, form=self.form), place)
+        self.stages.append(Stage(name, place, score))
+        lost = self.stages[0].score - score
+        if not lost <= self.limit:
+            raise ScoreError(
+                f"step {name} breaks the limit: {self.figure} of the validation days falls from "
+                f"{self.stages[0].score:.4f} to {score:.4f}, by {lost:.4f}; --max-score-drop is {self.limit:g}. Prune less, "
+                f"train longer (--set fit.epochs=...), give a --teacher, or allow more. What was made is in {self.folder}:\n"
+                f"{self.table(broken=name)['text']}"
+            )
+
+    def score(self, session: Session, place: Place) -> float:
+        """The application's figure on the validation days, with the constants of a model."""
+        constants = Run(place.path).read_json("constants.json")
+        predictor = self.app.predictor(self.config, constants, session, version=place.name)
+        value = self.app.evaluate(predictor, self.data, "validation").record()["figures"][self.figure]["value"]
+        if value is None:
+            raise ConfigError(f"{self.figure} does not exist on the validation days: they hold one class only")
+        return float(value)
+
+    @property
+    def quantized(self) -> Precision:
+        """What an int8 network of the chain computes in."""
+        return "int8" if self.precision == "float32" else "int8-bfloat16"
+
+    @property
+    def last(self) -> Stage:
+        """The newest model that is a network in torch."""
+        networks = [stage for stage in self.stages if not artifacts.is_artifact(stage.place.path)]
+        return networks[-1]
+
+    def recover(self, ratio: float, importance: Importance, teacher: Place | None, settings: Sequence[str]) -> None:
+        """Prunes step by step and trains after each, with a teacher where there is one: a run of its own, `small`."""
+        app, source = self.app, self.last.place
+        if teacher is not None and teacher.app.name != app.name:
+            raise ConfigError(
+                f"the teacher {teacher.name} is a model of {teacher.app.name}, not of {app.name}: a teacher does the same task"
+            )
+        config: Any = self.config.override(settings)
+        seed_everything(config.fit.seed)
+        task, teacher_task = self._task(source), self._task(teacher) if teacher else None
+        run = Run.create(self.folder, "runs", config, "small")
+        notes: dict[str, Any] = {"source": source.name, "ratio": ratio, "teacher": teacher.name if teacher else None}
+        with Log(run.path / "metrics.jsonl") as log:
+
+            def train(network: torch.nn.Module, step: int) -> None:
+                task.model = network
+                learner = Distillation(task, teacher_task, app.distillation(config)) if teacher_task else task
+                fit(learner, self.data, config.fit, strategy=Strategy(self.device), log=log)
+
+            if ratio:
+                network = task.model
+                keep = [name for name in app.whole if name in dict(network.named_modules())]
+                pruned = prune_channels(
+                    network, ratio, self._example(task), importance=importance, steps=STEPS, keep=keep, recover=train
+                )
+                task.model = pruned.model
+                notes |= {"channels": pruned.channels, "refused": pruned.refused}
+            else:
+                train(task.model, 1)
+        run.write_json("data.json", self.data.fingerprint)
+        run.write_json("code.json", {**source.code, "application": app.name, "recipe": "small"})
+        run.write_json("compressed.json", notes)
+        with working("calibration and figures of the smaller model"):
+            finish(app, run, config, self.data, task)
+        self.add("small", Place(app, run.path.name, run.path, source.code))
+
+    def _task(self, place: Place) -> Any:
+        """A Task around a trained network."""
+        task: Any = self.app.task(config_of(self.app, place.path), self.data)
+        task.model = network_of(self.app, place.path)
+        return task
+
+    def _example(self, task: Any) -> tuple[Any, ...]:
+        """What a task hands to its network for its first batch."""
+        caught: list[tuple[Any, ...]] = []
+        handle = task.model.register_forward_pre_hook(lambda module, given: caught.append(given))
+        with torch.no_grad():
+            task.eval()(next(iter(self.data.train(rank=0, world_size=1, epoch=0))))
+        handle.remove()
+        return caught[0]
+
+    def export(self) -> None:
+        """Every network so far in the runtime, in float: what the runtime alone wins."""
+        for stage in list(self.stages):
+            self._write(f"{stage.name}-{self.format}", stage.place, None)
+
+    def quantize(self, method: Method) -> None:
+        """int8 of the newest network; layers that cost too much stay in float."""
+        from core.compression import sensitivity
+        from core.compression.graphs import of_kinds
+        from core.compression.quantization import dynamic, static, weights
+
+        stage = self.last
+        float_kinds: Sequence[str] = getattr(self.app.forms[self.form], "float_layers", ())
+        whole = self.folder / f"{stage.name}-{self.format}" / artifacts.NETWORK_FILES[self.format][0]
+        notes: dict[str, Any] = {"method": method, "bits": 8}
+        samples: list[Arrays] = []
+        kept: list[str] = []
+        if method == "static":
+            with working("calibration samples"):
+                samples, notes["calibration"] = self.app.calibration(
+                    self.config,
+                    Run(stage.place.path).read_json("constants.json"),
+                    session_of(self.app, stage.place.path, form=self.form),
+                    self.data,
+                    CALIBRATION_SAMPLES,
+                )
+
+        def make(target: Path, keep: Sequence[str]) -> Path:
+            if method == "static":
+                return static(whole, target, samples, keep=keep)
+            if method == "weights":
+                return weights(whole, target, keep=keep)
+            return dynamic(whole, target, keep=[*of_kinds(whole, float_kinds), *keep])
+
+        def change(folder: Path, format: artifacts.Format) -> Mapping[str, Any]:
+            names = artifacts.NETWORK_FILES[format]
+            for name in names:
+                (folder / name).unlink()
+            make(folder / names[0], kept)
+            return {**notes, "float_layers": [*float_kinds, *kept]}
+
+        name = f"{stage.name}-{self.format}-int8"
+        limit = self.stages[0].score - self.limit
+        with working("int8, and its score on the validation days"):
+            trial = self.folder / "trial"
+            trial.mkdir(parents=True)
+            try:
+                file = make(trial / whole.name, ())
+                if method == "static" and self._score_of(file, stage) < limit:
+                    costs = sensitivity.sensitivity(whole, samples[:: max(1, len(samples) // SENSITIVITY_SAMPLES)])
+                    held = sensitivity.hold(
+                        lambda keep: make(trial / whole.name, keep),
+                        lambda made: self._score_of(made, stage),
+                        limit,
+                        list(costs),
+                    )
+                    kept += held.keep
+            finally:
+                for part in trial.iterdir():
+                    part.unlink()
+                trial.rmdir()
+        self._write(name, stage.place, change)
+
+    def _score_of(self, file: Path, stage: Stage) -> float:
+        """Of a network's file that is no artifact yet."""
+        record = artifacts.read(file.parent.parent / f"{stage.name}-{self.format}")
+        return self.score(
+            artifacts.open_network(file.parent, record.model_copy(update={"precision": self.quantized})), stage.place
+        )
+
+    def _write(
+        self, name: str, place: Place, change: Callable[[Path, artifacts.Format], Mapping[str, Any]] | None
+    ) -> None:
+        with working(f"{name}: export and parity"):
+            write_artifact(
+                place,
+                self.folder / name,
+                self.data,
+                "test",
+                form=self.form,
+                format=self.format,
+                precision=self.quantized if change else self.precision,
+                change=change,
+            )
+        self.add(name, Place(self.app, name, self.folder / name, place.code))
+
+    def table(self, broken: str | None = None) -> dict[str, Any]:
+        """All stages, measured in turns: `table.txt`, `table.json` and `frontier.svg` in the folder.
+
+        Args:
+            broken: the stage that lost too much.
+        """
+        labels = [stage.name for stage in self.stages]
+        measured = bench([stage.place for stage in self.stages], labels=labels, batches=(1,), form=self.form)
+        times = {row["model"]: row for row in measured["rows"]}
+        rows = []
+        for stage in self.stages:
+            size, first = size_of(stage.place.path), size_of(self.stages[0].place.path)
+            figure, time = measured["scores"][stage.name], times[stage.name]
+            rows.append(
+                {
+                    "model": stage.name,
+                    "validation": stage.score,
+                    **{key: figure.get(key) for key in ("value", "low", "high", "n")},
+                    "bytes": size,
+                    "times_smaller": first / size,
+                    "p50_ms": time["p50_ms"],
+                    "p99_ms": time["p99_ms"],
+                    "times_faster": time["times_faster"],
+                    "peak_added_bytes": measured["models"][stage.name]["peak_added_bytes"],
+                    "macs": self._macs(stage.place),
+                    "broke_the_limit": stage.name == broken,
+                }
+            )
+        return self._written(rows, measured["machine"])
+
+    def _macs(self, place: Place) -> int:
+        """Multiplications with addition of one sample; an artifact has its source's."""
+        if artifacts.is_artifact(place.path):
+            source = artifacts.read(place.path).source
+            place = next(stage.place for stage in self.stages if stage.place.name == source)
+        network = self.app.forms[self.form](network_of(self.app, place.path)).eval()
+        inputs = network.inputs
+        free = {axis: 1 for spec in inputs for axis in spec.shape[:1] if isinstance(axis, str)}  # type: ignore[union-attr]
+        return num_macs(network, example(inputs, free))  # type: ignore[arg-type]
+
+    def _written(self, rows: list[dict[str, Any]], machine: Mapping[str, Any]) -> dict[str, Any]:
+        from core.evaluation.plots import frontier  # matplotlib
+
+        titles = ("model", f"{self.figure} (95 %)", "MB", "x smaller", "p50 ms", "p99 ms", "x faster", "MiB", "M MACs")
+        cells = [
+            (
+                row["model"] + (" (broke the limit)" if row["broke_the_limit"] else ""),
+                f"{row['value']:.4f}" + (f" ({row['low']:.4f} to {row['high']:.4f})" if row["low"] is not None else ""),
+                f"{row['bytes'] / 1e6:.2f}",
+                f"{row['times_smaller']:.2f}",
+                f"{row['p50_ms']:.3f}",
+                f"{row['p99_ms']:.3f}",
+                f"{row['times_faster']:.2f}",
+                f"{row['peak_added_bytes'] / 2**20:.0f}",
+                f"{row['macs'] / 1e6:.3g}",
+            )
+            for row in rows
+        ]
+        widths = [max(map(len, column)) for column in zip(titles, *cells, strict=True)]
+        text = "\n".join(
+            "  ".join(
+                cell.ljust(width) if place == 0 else cell.rjust(width)
+                for place, (cell, width) in enumerate(zip(line, widths, strict=True))
+            )
+            for line in (titles, *cells)
+        )
+        record = {"rows": rows, "figure": self.figure, "form": self.form, "limit": self.limit, "machine": dict(machine)}
+        (self.folder / "table.txt").write_text(text + "\n", encoding="utf-8")
+        (self.folder / "table.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
+        (self.folder / "frontier.svg").write_text(standalone(frontier(rows, figure=self.figure).svg), encoding="utf-8")
+        return {"folder": str(self.folder), **record, "text": f"{text}\n{self.folder}"}
+
+
+def standalone(svg: str) -> str:
+    """A drawing of a report as a file of its own, dark on white."""
+    style = (
+        "<style>svg{background:#fff;font-family:sans-serif;--ink:#1a1a1a;--muted:#666;--grid:#e5e5e5;"
+        "--series-1:#2563eb;--series-2:#dc2626;--series-3:#059669;--series-4:#d97706}</style>"
+    )
+    head, _, rest = svg.partition(">")
+    return f'{head} xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink">{style}{rest}'
