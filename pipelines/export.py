@@ -23,7 +23,7 @@ from core.training.log import working
 from pipelines.model import Place, find, samples, size_of
 
 PRECISIONS = {
-    "torch": ("float32", "bfloat16"),
+    "torch": ("float32",),
     "onnx": ("float32",),
     "openvino": ("float32", "bfloat16"),
     "tensorrt": ("float32", "float16", "bfloat16"),

@@ -20,6 +20,9 @@ from core.inference.diagnosis import changed, difference, exchanged, misread
 from core.inference.recording import Recorder
 from core.inference.session import Precision
 
+DOUBLE = 1e-10
+"""Relative error that is allowed of float64, and none of whole numbers: who asks for such a type needs what it holds."""
+
 SAME = 1e-6
 """Relative difference up to which prepared arrays are the same: they are made by the same code."""
 
@@ -226,9 +229,15 @@ def _prepared(true: Recorder, given: Recorder, columns: list[str]) -> list[str]:
     return findings
 
 
+def _limit(spec: TensorSpec, limits: Limits) -> float:
+    if spec.dtype == "float64":
+        return min(limits.tensor, DOUBLE)
+    return limits.tensor if spec.dtype.startswith("float") else 0.0
+
+
 def _tensors(true: Recorder, session: Session, limits: Limits) -> tuple[dict[str, dict[str, float]], Arrays]:
     """Errors of the artifact's outputs on the original's inputs, and the inputs of the worst call."""
-    rows = {spec.name: {"error": 0.0, "limit": limits.tensor} for spec in true.outputs}
+    rows = {spec.name: {"error": 0.0, "limit": _limit(spec, limits)} for spec in true.outputs}
     scale = {
         name: max(
             (

@@ -9,9 +9,12 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
+from core.compression.quantization import dynamic
 from core.compression.sharing import ParameterSharing, num_file_bytes
 from core.config import Config
+from core.contract import TensorSpec
 from core.errors import ConfigError
+from core.inference.export import write_network
 from core.run import Run, load_weights
 
 
@@ -66,6 +69,36 @@ def test_the_file_holds_each_tensor_once_and_loading_restores_the_sharing(tmp_pa
         load_weights(fresh, small.path / "model.safetensors")
         assert all(torch.equal(a, b) for a, b in zip(fresh.parameters(), shared.parameters(), strict=True))
         assert num_file_bytes(fresh) == sizes[1]
+
+
+class Stack(nn.Module):
+    """Layers that have their own place in a graph, over rows and over sequences."""
+
+    def __init__(self, *axes: int | str) -> None:
+        super().__init__()
+        self.inputs = (TensorSpec("x", ("B", *axes)),)
+        self.outputs = (TensorSpec("y", ("B", *axes)),)
+        self.layers = nn.ModuleList(nn.Linear(256, 256) for _ in range(4))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for layer in self.layers:
+            x = torch.relu(layer(x))
+        return x
+
+
+@pytest.mark.parametrize("axes", [(256,), ("T", 256)])
+def test_onnx_files_hold_what_is_shared_once_and_so_do_their_int8_forms(
+    tmp_path: Path, axes: tuple[int | str, ...]
+) -> None:
+    numbers = 256 * 256
+    for name, group_size, sets in (("own", 1, 4), ("pairs", 2, 2), ("all", 4, 1)):
+        network: nn.Module = Stack(*axes)
+        if group_size > 1:
+            network = ParameterSharing(network, group_size).share()
+        (folder := tmp_path / name).mkdir()
+        write_network(network, folder, "onnx")
+        for path, width in ((folder / "model.onnx", 4), (dynamic(folder / "model.onnx", folder / "int8.onnx"), 1)):
+            assert sets * numbers * width < path.stat().st_size < (sets + 0.5) * numbers * width, path
 
 
 def test_tied_buffers_and_views_of_one_tensor_are_written_right(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from core.errors import ArtifactError, ParityError
 from core.inference import artifact as artifacts
 from core.inference.export import write_network
 from core.inference.model import network_of
+from pipelines import cli
 from pipelines.export import export
 from pipelines.model import find
 from pipelines.train import train
@@ -137,6 +138,14 @@ def test_input_columns_that_are_swapped(run: Path, net: FraudNet, tmp_path: Path
     places = names.index("amount"), names.index("night")
     words = refusal(run, forged(tmp_path / "a", run, Turned(ScoreStep(net), features=places)))
     assert "network: it reads its inputs in another order: amount as night, night as amount" in words
+
+
+def test_times_that_a_runtime_rounds(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["export", str(run), "--format", "openvino", "-o", str(tmp_path / "a")]) == 1
+    words = capsys.readouterr().err
+    assert "output new_times: relative error" in words
+    assert "a runtime that computes them in 32 bits cannot hold them" in words
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_wrong_threshold(run: Path, net: FraudNet, tmp_path: Path) -> None:
