@@ -32,8 +32,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from benchmarks.compression_models import Dataset, Held, Job, crops_of, network_of, run
-from benchmarks.compression_transformer import shared_rows
+from benchmarks.compression_models import Dataset, Held, Job, crops_of, network_of, run, works
+from benchmarks.compression_transformer import shared_rows, shared_works
 from benchmarks.defect_crops import SIDE, Crops, view
 from benchmarks.tables import Record, goal, keep, table
 from core.compression.calibration import calibration_rows
@@ -47,10 +47,31 @@ from core.inference.session import Precision, TorchSession
 from core.inference.session_openvino import OpenVinoSession
 from core.inference.timing import interleaved
 
-RATIOS = (0.35, 0.5)
-TIMED = (224, 128)
-"""Pixels."""
 DATASETS: tuple[Dataset, ...] = ("boards", "steel")
+
+
+class Plan(NamedTuple):
+    """What is compared."""
+
+    datasets: tuple[Dataset, ...]
+    held: Held
+    seeds: range
+    ratios: tuple[float, ...]
+    """Shares that are pruned, rising."""
+    sides: tuple[int, ...]
+    """Pixels of the pictures that are timed."""
+    cache: Path
+    quick: bool
+
+    def jobs(self) -> list[Job]:
+        """Every network, in the order of training; steel starts from the boards' teachers."""
+        names: tuple[Dataset, ...] = self.datasets if self.quick or "steel" not in self.datasets else DATASETS
+        every = [
+            Job(name, self.held, seed, ratio) for seed in self.seeds for name in names for ratio in (0.0, *self.ratios)
+        ]
+        return [job for job in every if job.dataset in self.datasets or not job.ratio]
+
+
 EAGER, FLOAT = "torch eager float32", "OpenVINO float32"
 CALIBRATION = 200
 DRAWS = 2000
@@ -127,18 +148,18 @@ def interval(difference: NDArray[np.float64], group: NDArray[Any]) -> tuple[floa
     return float(low), float(high)
 
 
-def scored(dataset: Dataset, held: Held, seeds: range, cache: Path, folder: Path, quick: bool) -> list[Record]:
+def scored(dataset: Dataset, plan: Plan, folder: Path) -> list[Record]:
     """Accuracy of every network and way, mean over seeds, and what it loses against its teacher in torch eager."""
-    split = crops_of(dataset, held)
-    crops = split.held.rows(np.arange(len(split.held.label)) % 12 == 0) if quick else split.held
-    chosen = calibration_rows(split.train.label, 24 if quick else CALIBRATION)
+    split = crops_of(dataset, plan.held)
+    crops = split.held.rows(np.arange(len(split.held.label)) % 12 == 0) if plan.quick else split.held
+    chosen = calibration_rows(split.train.label, 12 if plan.quick else CALIBRATION)
     pixels = torch.from_numpy(split.train.pixels[chosen])
     found: dict[tuple[float, str], list[NDArray[np.bool_]]] = {}
     size: dict[tuple[float, str], int] = {}
-    for seed in seeds:
-        for ratio in (0.0, *RATIOS):
-            job = Job(dataset, held, seed, ratio)
-            for way in variants(network_of(job, cache), SIDE, pixels, folder / job.name):
+    for seed in plan.seeds:
+        for ratio in (0.0, *plan.ratios):
+            job = Job(dataset, plan.held, seed, ratio)
+            for way in variants(network_of(job, plan.cache), SIDE, pixels, folder / job.name):
                 found.setdefault((ratio, way.name), []).append(right(way.session, crops))
                 size[ratio, way.name] = way.bytes
     teacher = np.stack(found[0.0, EAGER]).astype(float)
@@ -168,24 +189,24 @@ def scored(dataset: Dataset, held: Held, seeds: range, cache: Path, folder: Path
     return rows
 
 
-def timed(dataset: Dataset, held: Held, cache: Path, folder: Path, quick: bool) -> dict[tuple[int, float, str], float]:
+def timed(dataset: Dataset, plan: Plan, folder: Path) -> dict[tuple[int, float, str], float]:
     """Median milliseconds of one picture by (side, ratio, way), of the first seed's networks; all in turns."""
-    crops = crops_of(dataset, held).train
+    crops = crops_of(dataset, plan.held).train
     pixels = torch.from_numpy(crops.pixels[calibration_rows(crops.label, 12)])
     found: dict[tuple[int, float, str], float] = {}
-    for side in TIMED:
+    for side in plan.sides:
         image = {"image": view(pixels[:1], side).contiguous().numpy()}
         ways: dict[tuple[float, str], Callable[[], object]] = {}
-        for ratio in (0.0, *RATIOS):
-            network = network_of(Job(dataset, held, 0, ratio), cache)
+        for ratio in (0.0, *plan.ratios):
+            network = network_of(Job(dataset, plan.held, 0, ratio), plan.cache)
             for way in variants(network, side, pixels, folder / f"{side}-{ratio}"):
                 ways[ratio, way.name] = partial(way.session, image)
-        taken = interleaved({str(key): way for key, way in ways.items()}, 20 if quick else 100)
+        taken = interleaved({str(key): way for key, way in ways.items()}, 20 if plan.quick else 100)
         found |= {(side, *key): float(np.median(taken[str(key)].wall)) for key in ways}
     return found
 
 
-def judged(rows: list[Record], dataset: Dataset, *, quick: bool) -> list[Record]:
+def judged(rows: list[Record], dataset: Dataset) -> list[Record]:
     """The issue's goals, for the best row that reaches size and latency; the loss is of that very row."""
     fits = [row for row in rows if row["times_smaller"] >= 7 and row["x_eager_224"] >= 6 and row["x_float_224"] >= 1.8]
     chosen = min(fits, key=lambda row: row["loss"], default=None)
@@ -205,7 +226,8 @@ def drawn(rows: list[Record], path: Path) -> None:
     for dataset in DATASETS:
         points = [
             {
-                "model": f"{row['pruned']:.0%} {row['way']}",
+                "model": row["way"],
+                "series": f"{row['pruned']:.0%} pruned",
                 "p50_ms": row["ms_224"],
                 "value": row["accuracy"],
                 "low": row["low"],
@@ -221,7 +243,7 @@ def drawn(rows: list[Record], path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="one seed of steel after two steps: shows that it runs")
+    parser.add_argument("--quick", action="store_true", help="one seed of steel after a few steps: shows that it runs")
     parser.add_argument("--json", metavar="FILE", help="the tables as records")
     parser.add_argument("--picture", metavar="SVG", type=Path, help="the frontier, one file a dataset")
     parser.add_argument("--seeds", type=int, default=3, help="default: 3")
@@ -232,23 +254,26 @@ def main() -> None:
     torch.set_num_threads(1)
     if "VERTICALS_DATA" not in os.environ:
         raise SystemExit("VERTICALS_DATA does not say where the data are: pcb/DeepPCB and steel/NEU-DET below it")
-    seeds = range(1 if given.quick else given.seeds)
-    cache = given.cache / "quick" if given.quick else given.cache
-    only: list[Dataset] = given.only
+    plan = Plan(
+        datasets=("steel",) if given.quick else tuple(given.only),
+        held=given.held,
+        seeds=range(1 if given.quick else given.seeds),
+        ratios=(0.5,) if given.quick else (0.35, 0.5),
+        sides=(224,) if given.quick else (224, 128),
+        cache=given.cache / "quick" if given.quick else given.cache,
+        quick=given.quick,
+    )
     rows: list[Record] = []
     goals: list[Record] = []
-    needed: tuple[Dataset, ...] = DATASETS if "steel" in only else ("boards",)
-    jobs = [Job(name, given.held, seed, ratio) for seed in seeds for name in needed for ratio in (0.0, *RATIOS)]
-    jobs = [job for job in jobs if job.dataset in only or not job.ratio]
-    seconds = run(jobs, RATIOS, cache, quick=given.quick, processes=2)
+    taught = works(plan.jobs(), plan.ratios, plan.cache, quick=plan.quick)
+    seconds = run([*taught, *shared_works(plan.cache, quick=plan.quick)], plan.cache, processes=2)
     print(f"  training: {sum(seconds.values()) / 60:.0f} minutes of one core in all")
     with tempfile.TemporaryDirectory() as temporary:
-        for dataset in only:
-            folder = Path(temporary) / dataset
-            part = scored(dataset, given.held, seeds, cache, folder / "scored", given.quick)
-            times = timed(dataset, given.held, cache, folder / "timed", given.quick)
+        for dataset in plan.datasets:
+            part = scored(dataset, plan, Path(temporary) / dataset / "scored")
+            times = timed(dataset, plan, Path(temporary) / dataset / "timed")
             for row in part:
-                for side in TIMED:
+                for side in plan.sides:
                     own = times[side, row["pruned"], row["way"]]
                     row |= {
                         f"ms_{side}": own,
@@ -256,13 +281,13 @@ def main() -> None:
                         f"x_float_{side}": times[side, 0.0, FLOAT] / own,
                     }
             table(
-                f"{dataset}: accuracy at {SIDE} pixels on {part[0]['n']} crops ({given.held}), {len(seeds)} seeds; latency of one picture",
+                f"{dataset}: accuracy at {SIDE} pixels on {part[0]['n']} crops ({plan.held}), {len(plan.seeds)} seeds; latency of one picture",
                 [{key: value for key, value in row.items() if key != "dataset"} for row in part],
                 "loss: points of accuracy against the unpruned network in torch eager, 95 % over pictures",
             )
-            goals += judged(part, dataset, quick=given.quick)
+            goals += judged(part, dataset)
             rows += part
-        transformer, shared = shared_rows(Path(temporary), given.quick, cache=cache)
+        transformer, shared = shared_rows(Path(temporary), plan.quick, cache=plan.cache)
     if given.picture:
         drawn(rows, given.picture)
     keep(given.json, machine=machine(), rows=rows, transformer=transformer, goals=goals + shared, seconds=seconds)

@@ -191,9 +191,14 @@ def shared(original: Encoder, group_size: int, captions: Sequence[Caption]) -> E
     return network
 
 
+def kept(num_layers: int, group_size: int, num_captions: int, steps: int) -> str:
+    """Name of a network in the cache."""
+    return f"minilm{num_layers}-group{group_size}-{num_captions}captions-{steps}steps"
+
+
 def recovered(original: Encoder, group_size: int, captions: Sequence[Caption], steps: int, cache: Path) -> Encoder:
     """The shared network after it learned; kept in the cache by its arguments, its seconds of processor time beside it."""
-    path = cache / f"minilm{len(original.layers)}-group{group_size}-{len(captions)}captions-{steps}steps.safetensors"
+    path = cache / f"{kept(len(original.layers), group_size, len(captions), steps)}.safetensors"
     network = shared(original, group_size, captions)
     if not path.exists():
         started = process_time()

@@ -7,7 +7,7 @@ Legend: B crop of a batch, R side of a view.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from multiprocessing import get_context
 from pathlib import Path
@@ -61,24 +61,26 @@ class Job(NamedTuple):
         return f"{self.dataset}-{self.held}-seed{self.seed}-pruned{round(100 * self.ratio):02d}"
 
     def needs(self, ratios: Sequence[float]) -> list[Job]:
-        """What has to be there before: the teacher, the student that is pruned further, the boards' teacher for steel's."""
+        """Of a student its teacher and the network that is pruned further; of steel's teacher the boards'."""
         if self.ratio:
             less = max((ratio for ratio in (0.0, *ratios) if ratio < self.ratio), default=0.0)
             return [self._replace(ratio=0.0), self._replace(ratio=less)]
         return [self._replace(dataset="boards")] if self.dataset == "steel" else []
 
 
-class Budget(NamedTuple):
-    """Epochs of training."""
+EPOCHS: dict[Dataset, tuple[int, int]] = {"boards": (7, 7), "steel": (24, 14)}
+"""Of a teacher and of a student."""
 
-    teacher: int
-    student: int
 
-    @classmethod
-    def of(cls, dataset: Dataset, quick: bool) -> Budget:
-        if quick:
-            return cls(1, 1)
-        return cls(8, 8) if dataset == "boards" else cls(14, 14)
+class Work(NamedTuple):
+    """Something to train in a process of its own, and what has to be there before."""
+
+    name: str
+    """Of the file `name.seconds`, written when it is done."""
+    needs: tuple[str, ...]
+    call: Callable[..., float]
+    """Returns its seconds of processor time."""
+    given: tuple[Any, ...]
 
 
 class Batch(NamedTuple):
@@ -143,27 +145,39 @@ def network_of(job: Job, cache: Path) -> nn.Module:
     return network.eval()
 
 
-def run(jobs: Sequence[Job], ratios: Sequence[float], cache: Path, *, quick: bool, processes: int) -> dict[str, float]:
+def works(jobs: Sequence[Job], ratios: Sequence[float], cache: Path, *, quick: bool) -> list[Work]:
+    """Each job after what it needs."""
+    alone = quick  # steel's teacher then starts from nothing
+    return [
+        Work(
+            job.name,
+            tuple(need.name for need in job.needs(ratios) if not (alone and need.dataset != job.dataset)),
+            train,
+            (job, tuple(ratios), str(cache), quick),
+        )
+        for job in jobs
+    ]
+
+
+def run(waiting: Sequence[Work], cache: Path, *, processes: int) -> dict[str, float]:
     """Trains what is not there yet, side by side; seconds of processor time by name, also of what was there."""
     cache.mkdir(parents=True, exist_ok=True)
-    waiting = [job for job in jobs if not (cache / f"{job.name}.safetensors").exists()]
+    there = {path.stem for path in cache.glob("*.seconds")}
+    left = [work for work in waiting if work.name not in there]
     with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
-        running: dict[Any, Job] = {}
-        while waiting or running:
-            ready = [
-                job
-                for job in waiting
-                if all((cache / f"{need.name}.safetensors").exists() for need in job.needs(ratios))
-            ]
-            for job in ready[: processes - len(running)]:
-                waiting.remove(job)
-                running[pool.submit(train, job, tuple(ratios), str(cache), quick)] = job
+        running: dict[Any, Work] = {}
+        while left or running:
+            ready = [work for work in left if there.issuperset(work.needs)]
+            for work in ready[: processes - len(running)]:
+                left.remove(work)
+                running[pool.submit(work.call, *work.given)] = work
             if not running:
-                raise SystemExit(f"{waiting[0].name} waits for what nobody trains")
+                raise SystemExit(f"{left[0].name} waits for what nobody trains: {', '.join(left[0].needs)}")
             for done in wait(running, return_when=FIRST_COMPLETED).done:
-                job = running.pop(done)
-                print(f"  {job.name}: {done.result():.0f} s of one core", flush=True)
-    return {job.name: float((cache / f"{job.name}.seconds").read_text()) for job in jobs}
+                work = running.pop(done)
+                print(f"  {work.name}: {done.result():.0f} s of one core", flush=True)
+                there.add(work.name)
+    return {work.name: float((cache / f"{work.name}.seconds").read_text()) for work in waiting}
 
 
 def train(job: Job, ratios: tuple[float, ...], cache: str, quick: bool) -> float:
@@ -176,31 +190,37 @@ def train(job: Job, ratios: tuple[float, ...], cache: str, quick: bool) -> float
         crops_of(job.dataset, job.held).train,
         variation,
         batch_size=64 if job.dataset == "boards" else 32,
-        most=128 if quick else None,
+        most=64 if quick else None,
     )
-    budget = Budget.of(job.dataset, quick)
-    network = _student(job, ratios, folder, data, budget) if job.ratio else _teacher(job, folder, data, budget)
+    epochs = (1, 1) if quick else EPOCHS[job.dataset]
+    network = (
+        _student(job, ratios, folder, data, epochs[1], hurried=quick)
+        if job.ratio
+        else _teacher(job, folder, data, epochs[0], alone=quick)
+    )
     part = folder / f"{job.name}.part"
     save_file({name: tensor.contiguous() for name, tensor in network.state_dict().items()}, part)
+    part.rename(folder / f"{job.name}.safetensors")
     seconds = process_time() - started
     (folder / f"{job.name}.seconds").write_text(f"{seconds:.1f}")
-    part.rename(folder / f"{job.name}.safetensors")
     return seconds
 
 
-def _teacher(job: Job, folder: Path, data: CropData, budget: Budget) -> nn.Module:
+def _teacher(job: Job, folder: Path, data: CropData, epochs: int, *, alone: bool) -> nn.Module:
     """From nothing; steel's from the boards' of the same seed, with a last layer of its own."""
     network = mobilenet(job.seed)
-    if job.dataset == "steel":
+    if job.dataset == "steel" and not alone:
         boards = load_file(folder / f"{job._replace(dataset='boards').name}.safetensors")
         rest = {name: tensor for name, tensor in boards.items() if not name.startswith("classifier.")}
         network.load_state_dict(rest, strict=False)
     task = CropTask(network)
-    _fit(task, data, budget.teacher, seed=job.seed)
+    _fit(task, data, epochs, seed=job.seed)
     return task.model
 
 
-def _student(job: Job, ratios: tuple[float, ...], folder: Path, data: CropData, budget: Budget) -> nn.Module:
+def _student(
+    job: Job, ratios: tuple[float, ...], folder: Path, data: CropData, epochs: int, *, hurried: bool
+) -> nn.Module:
     """Pruned from the next less pruned network in two steps, then taught by the teacher for the rest of its epochs."""
     teacher_job, source = job.needs(ratios)
     teacher = CropTask(network_of(teacher_job, folder))
@@ -214,8 +234,10 @@ def _student(job: Job, ratios: tuple[float, ...], folder: Path, data: CropData, 
 
     example = (next(iter(data.train(rank=0, world_size=1, epoch=0))).image[:2],)
     network = network_of(source, folder).train()
-    pruned = prune(network, share, example, steps=2, recover=lambda small, step: taught(small, 1, steps=12))
-    taught(pruned.model, budget.student)
+    pruned = prune(
+        network, share, example, steps=2, recover=lambda small, step: taught(small, 1, steps=1 if hurried else 12)
+    )
+    taught(pruned.model, epochs)
     return task.model
 
 

@@ -23,7 +23,8 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
-from benchmarks.compression_minilm import WIDTH, Caption, Encoder, by_length, package, padded, recovered
+from benchmarks.compression_minilm import WIDTH, Caption, Encoder, by_length, kept, package, padded, recovered
+from benchmarks.compression_models import Work
 from benchmarks.tables import Record, goal, table
 from core.compression.quantization import dynamic
 from core.compression.sharing import num_file_bytes
@@ -36,6 +37,10 @@ from core.inference.timing import interleaved
 EAGER, FLOAT, INT8 = "torch eager float32", "ONNX Runtime float32", "ONNX Runtime int8"
 LEFT_OUT = 300
 """Training images, the last, that networks do not learn from."""
+NUM_LEARN = 1600
+"""Training images that they learn from, of five captions each."""
+GROUPS = (2, 3)
+"""Layers that share."""
 STEPS = 1500
 """Of 32 captions; some eight minutes of one core a network."""
 DRAWS = 2000
@@ -132,7 +137,7 @@ def shared_rows(folder: Path, quick: bool, *, cache: Path) -> tuple[list[Record]
         learn, choose, dev = learn[:64], choose[:50], dev[:100]
     original, steps = Encoder.pretrained(2 if quick else 6), 2 if quick else STEPS
     networks = {"own": original}
-    for size in (2,) if quick else (2, 3):
+    for size in GROUPS[:1] if quick else GROUPS:
         networks[f"groups of {size}"] = recovered(original, size, learn, steps, cache)
     rows: list[Record] = []
     ways: dict[str, Callable[[], object]] = {}
@@ -171,6 +176,21 @@ def shared_rows(folder: Path, quick: bool, *, cache: Path) -> tuple[list[Record]
         f"loss: points of R@1 against the original in torch eager, 95 % over images; {seconds / 60:.0f} minutes of training",
     )
     return rows, judged(rows)
+
+
+def shared_works(cache: Path, *, quick: bool) -> list[Work]:
+    """The networks that `shared_rows` will ask for, to be trained beside others."""
+    if quick:
+        return []
+    return [Work(kept(6, size, 5 * NUM_LEARN, STEPS), (), learn_shared, (size, str(cache))) for size in GROUPS]
+
+
+def learn_shared(group_size: int, cache: str) -> float:
+    """One network, in a process of its own; returns its processor time in seconds."""
+    torch.set_num_threads(1)
+    learn = read_captions("train")[: -5 * LEFT_OUT]
+    recovered(Encoder.pretrained(6), group_size, learn, STEPS, Path(cache))
+    return float((Path(cache) / f"{kept(6, group_size, len(learn), STEPS)}.seconds").read_text())
 
 
 def judged(rows: list[Record]) -> list[Record]:

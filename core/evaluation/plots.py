@@ -17,6 +17,7 @@ import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter
 
 from core.evaluation.metrics import auc_roc, average_precision, calibration_error, tail_reliability
@@ -234,28 +235,39 @@ def frontier(points: Sequence[Mapping[str, Any]], *, figure: str) -> Plot:
     """Score against latency: what a model costs and what it is worth, up and to the left being better.
 
     Args:
-        points: each with `model`, `p50_ms`, `value` and, or None, `low` and `high`.
+        points: each with `model`, `p50_ms`, `value`, `low` and `high` (or None), and where they are many with `series`:
+            then a colour is a series, a mark a model, and a legend says both.
         figure: name of the score.
     """
+    many = any("series" in point for point in points)
+    groups = list(dict.fromkeys(point["series"] if many else point["model"] for point in points))
+    marks = dict(zip(dict.fromkeys(point["model"] for point in points), "osD^vP*X", strict=False)) if many else {}
 
     def draw(axes: Axes) -> None:
         for place, point in enumerate(points):
-            colour = SERIES[place % len(SERIES)]
+            colour = SERIES[groups.index(point["series"] if many else point["model"]) % len(SERIES)]
             x, y = point["p50_ms"], point["value"]
             if point.get("low") is not None:
-                axes.plot([x, x], [point["low"], point["high"]], color=colour, linewidth=1.0)
-            axes.plot([x], [y], "o", color=colour)
-            axes.annotate(
-                point["model"], (x, y), xytext=(6, 4 if place % 2 else -10), textcoords="offset points", fontsize=8
-            )
+                axes.plot([x, x], [point["low"], point["high"]], color=colour, linewidth=0.8, alpha=0.5)
+            axes.plot([x], [y], marks.get(point["model"], "o"), color=colour, markersize=5)
+            if not many:
+                up = 4 if place % 2 else -10
+                axes.annotate(point["model"], (x, y), xytext=(6, up), textcoords="offset points", fontsize=8)
+        if many:
+            colours = [Line2D([], [], color=SERIES[k % len(SERIES)], label=name) for k, name in enumerate(groups)]
+            ways = [Line2D([], [], color=MUTED, linestyle="", marker=mark, label=name) for name, mark in marks.items()]
+            axes.legend(handles=[*colours, *ways], fontsize=6.5, loc="lower right")
         axes.set_xscale("log")
-        axes.margins(x=0.3, y=0.15)
+        axes.margins(x=0.05 if many else 0.3, y=0.15)
         axes.set(xlabel="latency, ms (median, log scale)", ylabel=figure)
         axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=12))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.6g}"))
         axes.xaxis.set_minor_formatter(NullFormatter())
 
-    series = {point["model"]: {key: point.get(key) for key in ("p50_ms", "value", "low", "high")} for point in points}
+    kept = ("series", "p50_ms", "value", "low", "high")
+    series = {
+        f"{place + 1}: {point['model']}": {key: point.get(key) for key in kept} for place, point in enumerate(points)
+    }
     return Plot("Frontier", _svg("frontier", draw), f"{figure} with its 95 % interval against latency.", series)
 
 
