@@ -175,11 +175,14 @@ def to_openvino(source: Path, target: Path) -> None:
         ArtifactError: OpenVINO refuses the network; its words are given.
     """
     import openvino as ov
+    from openvino.passes import ConstantFolding, Manager
 
     try:
-        ov.save_model(
-            ov.Core().read_model(source), target, compress_to_fp16=False
-        )  # convert_model would tell its makers
+        model = ov.Core().read_model(source)  # convert_model would tell its makers
+        passes = Manager()
+        passes.register_pass(ConstantFolding())  # else weights that are reshaped are not seen as weights by quantizers
+        passes.run_passes(model)
+        ov.save_model(model, target, compress_to_fp16=False)
     except Exception as error:  # its errors are RuntimeErrors and its frontends' own
         raise ArtifactError(f"OpenVINO cannot read {source.name}: {str(error).strip()[:300]}") from error
 
