@@ -150,9 +150,12 @@ def _of_artifact(path: Path, application: str) -> tuple[str, ...]:
         raise ArtifactError(f"{path} has no parity report: nobody has shown that it answers as its model; {again}")
     parity = _read_json(path / "parity.json")
     if parity.get("passed") is not True:
-        raise ArtifactError(
-            f"{path} did not pass parity ({'; '.join(parity.get('findings') or ['no reason given'])}); {again}"
-        )
+        found = parity.get("findings")
+        reasons = "; ".join(map(str, found)) if isinstance(found, list) and found else "no reason given"
+        raise ArtifactError(f"{path} did not pass parity ({reasons}); {again}")
+    compared = parity.get("files")
+    if not isinstance(compared, dict):
+        compared = {}
     files = record.get("files")
     if not isinstance(files, dict) or not {*EXPORTED} < set(files):
         raise ArtifactError(f"{path}: artifact.json is damaged: it does not list what an artifact holds; {again}")
@@ -162,9 +165,18 @@ def _of_artifact(path: Path, application: str) -> tuple[str, ...]:
         if Path(name).name != name or not (path / name).is_file() or _sha256(path / name) != listed:
             raise ArtifactError(f"{path}: {name} is not what was exported (its sha256 differs); {again}")
     for name in {*names} - {"parity.json", "report.json", "report.html"}:
-        if not (path / name).is_file() or _sha256(path / name) != (parity.get("files") or {}).get(name):
+        if not (path / name).is_file() or _sha256(path / name) != compared.get(name):
             raise ArtifactError(f"{path}: {name} is not what parity was shown for; {again}")
+    if not _is_sealed(path / "artifact.json", record.get("sha256")):
+        raise ArtifactError(f"{path / 'artifact.json'} is not what was exported (its sha256 differs); {again}")
     return (*names, "artifact.json")
+
+
+def _is_sealed(path: Path, sha256: Any) -> bool:
+    """Whether the file is as it was when this hash of the rest was put into it, as `core.inference.artifact.seal` does."""
+    if not isinstance(sha256, str) or not sha256:
+        return False
+    return hashlib.sha256(path.read_bytes().replace(sha256.encode(), b"")).hexdigest() == sha256
 
 
 def versions(application: str) -> list[Version]:

@@ -126,7 +126,9 @@ def seal(path: Path, **record: object) -> None:
     """`artifact.json` over what is there, as `core.inference.artifact` writes it."""
     (path / "artifact.json").unlink(missing_ok=True)
     files = {file.name: {"sha256": digest(file), "bytes": file.stat().st_size} for file in path.iterdir()}
-    (path / "artifact.json").write_text(json.dumps({"layout": 1, "application": NAME, "files": files, **record}))
+    text = json.dumps({"layout": 1, "application": NAME, "files": files, "sha256": "", **record})
+    digest_of_text = hashlib.sha256(text.encode()).hexdigest()
+    (path / "artifact.json").write_text(text.replace('"sha256": ""', f'"sha256": "{digest_of_text}"'))
 
 
 @pytest.fixture
@@ -191,6 +193,28 @@ def of_others(path: Path) -> None:
     seal(path)
 
 
+def said_otherwise(path: Path) -> None:
+    parity = json.loads((path / "parity.json").read_text())
+    (path / "parity.json").write_text(json.dumps({**parity, "passed": False, "findings": [1, {}]}))
+    seal(path)
+
+
+def files_otherwise(path: Path) -> None:
+    parity = json.loads((path / "parity.json").read_text())
+    (path / "parity.json").write_text(json.dumps({**parity, "files": ["model.onnx"]}))
+    seal(path)
+
+
+def relabelled(path: Path) -> None:
+    text = (path / "artifact.json").read_text()
+    (path / "artifact.json").write_text(text.replace('"layout": 1', '"layout": 2'))
+
+
+def unsealed(path: Path) -> None:
+    record = json.loads((path / "artifact.json").read_text())
+    (path / "artifact.json").write_text(json.dumps({**record, "sha256": ""}))
+
+
 def with_more(path: Path) -> None:
     (path / "model.bin").write_bytes(b"1")
     seal(path)
@@ -212,6 +236,10 @@ REFUSED = [
     (without_parity, "has no parity report: nobody has shown that it answers as its model; export it again"),
     (failed, r"did not pass parity \(network: output score departs\); export it again"),
     (unsaid, r"did not pass parity \(no reason given\)"),
+    (said_otherwise, r"did not pass parity \(1; {}\)"),
+    (files_otherwise, r"is not what parity was shown for"),
+    (relabelled, r"artifact.json is not what was exported \(its sha256 differs\); export it again"),
+    (unsealed, "artifact.json is not what was exported"),
     (of_others, "model.onnx is not what parity was shown for; export it again"),
     (with_more, "model.bin is not what parity was shown for"),
     (changed, r"constants.json is not what was exported \(its sha256 differs\)"),
