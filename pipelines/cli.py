@@ -184,6 +184,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(error, as_json, 2)
     except VerticalsError as error:
         return _fail(error, as_json, 1)
+    except OSError as error:  # a full or read-only disk, a path that is none
+        return _fail(error, as_json, 1)
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         return 130

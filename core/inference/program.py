@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
@@ -156,10 +157,13 @@ def save(program: ExportedProgram, folder: Path) -> None:
         for name, tensor in program.state_dict.items()
     }
     tensors |= {CONSTANT + name: tensor for name, tensor in program.constants.items() if isinstance(tensor, Tensor)}
-    save_file(
-        {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()},
-        folder / "model.safetensors",
-    )
+    try:
+        save_file(
+            {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()},
+            folder / "model.safetensors",
+        )
+    except SafetensorError as error:  # a full disk, among others
+        raise OSError(f"{folder / 'model.safetensors'} cannot be written: {error}") from None
 
 
 def load(folder: Path) -> ExportedProgram:
