@@ -273,6 +273,7 @@ def _session(
 ) -> list[str]:
     """What the network itself does otherwise on the same inputs."""
     over = {name: row for name, row in tensors.items() if not row["error"] <= row["limit"]}
+    exact = {spec.name: spec.dtype for spec in true.outputs if spec.dtype in ("float64", "int64")}
     if not over:
         return []
     calls = list(true.calls.values())
@@ -294,10 +295,9 @@ def _session(
             if broken
             else f"relative error {row['error']:.3g}, allowed is {row['limit']:g}"
         )
-        exact = [spec.dtype for spec in true.inputs if spec.dtype in ("float64", "int64")]
         hint = (
-            " (float64 and int64 inputs: a runtime that computes them in 32 bits cannot hold them)"
-            if exact and not broken
+            f" ({exact[name]}: a runtime that computes in 32 bits cannot hold it)"
+            if name in exact and not broken
             else ""
         )
         findings.append(f"network: output {name}: {what}{where}{hint}")
@@ -361,7 +361,9 @@ def _finished(answers: dict[str, dict[str, Any]], score: dict[str, Any], explain
             alone = labels is not None and numbers_agree and not explained
             why = ": the numbers agree, so the threshold or the rule that makes labels of them differs" if alone else ""
             findings.append(f"finish: {name} {row['kind']} {row['difference']:.3g}, allowed is {row['limit']:g}{why}")
-    if not score["original"] - score["artifact"] <= score["limit"]:
+    if np.isnan(score["original"]):
+        findings.append(f"samples: {score['figure']} does not exist on them: they hold one class only; give others")
+    elif not score["original"] - score["artifact"] <= score["limit"]:
         findings.append(
             f"score: {score['figure']} falls from {score['original']:.5f} to {score['artifact']:.5f}; it may lose {score['limit']:g}"
         )
