@@ -78,7 +78,7 @@ def _check(requests: int, batches: Sequence[int], threads: Sequence[int]) -> Non
     if requests < 10:
         raise ConfigError(f"--requests {requests}; allowed is 10 and more")
     if not batches or min(batches) < 1 or not threads or min(threads) < 1:
-        raise ConfigError(f"--batch {list(batches)} --threads {list(threads)}; allowed is 1 and more")
+        raise ConfigError(f"--batches {list(batches)} --threads {list(threads)}; allowed is 1 and more")
 
 
 def _labels(places: Sequence[Place]) -> list[str]:

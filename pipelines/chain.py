@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -15,7 +17,7 @@ from core.compression.pruning import prune as prune_channels
 from core.contract import Arrays, Data, Session
 from core.device import pick_device, seed_everything
 from core.distributed.strategy import Strategy
-from core.errors import ArtifactError, ConfigError, ScoreError
+from core.errors import ArtifactError, ConfigError, ScoreError, VerticalsError
 from core.inference import artifact as artifacts
 from core.inference.model import config_of, network_of, session_of
 from core.inference.program import example
@@ -89,6 +91,31 @@ class Chain:
         self.format, self.precision = format, precision
         self.stages: list[Stage] = []
         self.add("run", place)
+
+    @contextmanager
+    def tidy(self) -> Iterator[None]:
+        """Makes the folder. Where a step fails before any model was made, it goes; later, the table so far is written.
+
+        Raises:
+            ArtifactError: the folder exists.
+            VerticalsError: the step's own, and where what was made lies.
+        """
+        self.folder.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            self.folder.mkdir()
+        except FileExistsError:
+            raise ArtifactError(f"{self.folder} exists: another command made it meanwhile") from None
+        try:
+            yield
+        except BaseException as error:
+            if len(self.stages) == 1:
+                shutil.rmtree(self.folder, ignore_errors=True)
+            elif isinstance(error, VerticalsError) and not (self.folder / "table.txt").exists():
+                text = self.table()["text"]
+                raise type(error)(
+                    f"{error}\nThe chain ends there. What was made is in {self.folder}:\n{text}"
+                ) from error
+            raise
 
     def add(self, name: str, place: Place) -> None:
         """The model as a stage of the chain.
@@ -218,7 +245,7 @@ class Chain:
             for name in names:
                 (folder / name).unlink()
             make(folder / names[0], kept)
-            return {**notes, "float_layers": [*float_kinds, *kept]}
+            return {**notes, "float_layers": [*(float_kinds if method == "dynamic" else ()), *kept]}
 
         name = f"{stage.name}-{self.format}-int8"
         limit = self.stages[0].score - self.limit
@@ -229,12 +256,18 @@ class Chain:
                 file = make(trial / whole.name, ())
                 if method == "static" and self._score_of(file, stage) < limit:
                     costs = sensitivity.sensitivity(whole, samples[:: max(1, len(samples) // SENSITIVITY_SAMPLES)])
-                    held = sensitivity.hold(
-                        lambda keep: make(trial / whole.name, keep),
-                        lambda made: self._score_of(made, stage),
-                        limit,
-                        list(costs),
-                    )
+                    try:
+                        held = sensitivity.hold(
+                            lambda keep: make(trial / whole.name, keep),
+                            lambda made: self._score_of(made, stage),
+                            limit,
+                            list(costs),
+                        )
+                    except ScoreError as error:
+                        raise ScoreError(
+                            f"step {name} breaks the limit: --max-score-drop is {self.limit:g} and the run has "
+                            f"{self.stages[0].score:.4f} on the validation days; {error}"
+                        ) from None
                     kept += held.keep
             finally:
                 for part in trial.iterdir():

@@ -71,11 +71,23 @@ def compress(
     if importance not in ("l1", "group"):
         raise ConfigError(f"--importance {importance}; allowed are l1 and group")
     if Path(model).is_file():
+        given = {
+            "--prune": prune, "--teacher": teacher, "--format": format, "--form": form, "--set": settings,
+            "--precision": precision != "float32",
+        }  # fmt: skip
+        if unused := [option for option, value in given.items() if value]:
+            raise ConfigError(f"{', '.join(unused)} with a model file: it is quantized, and nothing else; give a run")
         return _file(Path(model), output, cast(Method, method or "dynamic"), bits)
     place = find(model)
     if artifacts.is_artifact(place.path):
-        raise ConfigError(f"{model} is an artifact; compress the run that it was made of")
+        source = artifacts.read(place.path).source
+        raise ConfigError(f"{model} is an artifact; compress the run or version that it was made of, {source}")
     learned = find(teacher) if teacher else None
+    if learned and artifacts.is_artifact(learned.path):
+        source = artifacts.read(learned.path).source
+        raise ConfigError(f"--teacher {teacher} is an artifact; give the run or version that it was made of, {source}")
+    if settings and not (prune or learned):
+        raise ConfigError(f"--set {settings[0]}, but without --prune or --teacher nothing is trained; leave it out")
     layers = network_of(place.app, place.path).modules()
     convolves = any(isinstance(layer, torch.nn.modules.conv._ConvNd) for layer in layers)
     chosen = cast(Method, method or ("static" if convolves else "dynamic"))
@@ -93,11 +105,12 @@ def compress(
         precision=cast(Precision, precision),
         device=device,
     )
-    if prune or learned:
-        chain.recover(prune, cast(Importance, importance), learned, settings)
-    chain.export()
-    if bits == 8:
-        chain.quantize(chosen)
+    with chain.tidy():
+        if prune or learned:
+            chain.recover(prune, cast(Importance, importance), learned, settings)
+        chain.export()
+        if bits == 8:
+            chain.quantize(chosen)
     return chain.table()
 
 

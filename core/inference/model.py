@@ -29,7 +29,8 @@ def network_of(app: Application, path: Path) -> torch.nn.Module:
     """
     if artifact.is_artifact(path):
         raise ArtifactError(
-            f"{path} is an exported artifact: what made it is needed here, a run or a version trained in torch"
+            f"{path} is an exported artifact: what it was made of is needed here, the run or version "
+            f"{artifact.read(path).source}, trained in torch"
         )
     model = app.model(config_of(app, path), Run(path).read_json("constants.json"))
     weights = path / "model.safetensors"

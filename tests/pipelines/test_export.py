@@ -7,9 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors import SafetensorError
 
 from core import registry
+from core.compression import sensitivity
+from core.inference import program
 from pipelines import cli
+from pipelines.chain import Chain
 from pipelines.compress import compress
 from pipelines.train import train
 
@@ -38,6 +42,18 @@ def onnx(home: Path) -> Path:
     """An artifact of the production version."""
     path = home / "artifacts" / "onnx"
     assert cli.main(["export", NAME, "-o", str(path)]) == 0
+    return path
+
+
+@pytest.fixture
+def rows(tmp_path: Path) -> Path:
+    """A day of transactions, none of them a fraud."""
+    path = tmp_path / "rows.csv"
+    lines = ["TRANSACTION_ID,TX_DATETIME,CUSTOMER_ID,TERMINAL_ID,TX_AMOUNT,TX_FRAUD"]
+    lines += [
+        f"{k},2025-01-01 {k // 4:02d}:{k % 4 * 15:02d}:00,card-{k % 5},terminal-{k % 3},{5 + k},0" for k in range(90)
+    ]
+    path.write_text("\n".join(lines))
     return path
 
 
@@ -87,6 +103,11 @@ def test_an_artifact_answers_files_and_is_served_by_its_alias(
         (["compress", NAME, "--method", "dynamic", "--format", "openvino"], 2, "it goes with onnx"),
         (["compress", NAME, "--precision", "bfloat16"], 2, "only openvino has bfloat16"),
         (["compress", NAME, "--teacher", "nobody"], 2, "neither the directory"),
+        (["compress", NAME, "--set", "fit.epochs=1"], 2, "without --prune or --teacher nothing is trained"),
+        (["compress", NAME, "--method", "static", "-o", "int8"], 1, "run-openvino was not written"),
+        (["compress", NAME, "--prune", "0.3", "--set", "fit.speed=1", "-o", "small"], 2, "allowed here: epochs"),
+        (["compress", NAME, "--method", "static", "-o", "/dev/null/int8"], 1, "/dev/null"),
+        (["export", NAME, "-o", "/dev/null/onnx"], 1, "/dev/null"),
     ],
 )
 def test_what_is_refused_names_what_is_allowed(
@@ -154,11 +175,79 @@ def test_the_step_that_loses_too_much_is_named(home: Path, capsys: pytest.Captur
     assert json.loads((folder / "table.json").read_text())["rows"][-1]["broke_the_limit"]
 
 
+def test_int8_that_keeps_no_limit_is_named_with_what_was_made(
+    home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = home / "lost"
+    score = Chain._score_of
+    monkeypatch.setattr(sensitivity, "sensitivity", lambda *_: {"one": 1.0})
+    monkeypatch.setattr(Chain, "_score_of", lambda *given: score(*given) - 0.5)
+    code = cli.main(
+        ["compress", str(home / "runs" / "latest"), "--method", "static", "--format", "onnx", "-o", str(folder)]
+    )
+    said = capsys.readouterr().err
+    assert code == 1
+    assert "step run-onnx-int8 breaks the limit: --max-score-drop is 0.01 and the run has 0." in said
+    assert f"What was made is in {folder}:\nmodel " in said
+    assert [row["model"] for row in json.loads((folder / "table.json").read_text())["rows"]] == ["run", "run-onnx"]
+    assert not (folder / "trial").exists()
+
+
+def test_a_full_disk_is_said_and_leaves_nothing(
+    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise SafetensorError("No space left on device")
+
+    monkeypatch.setattr(program, "save_file", full)
+    assert cli.main(["export", NAME, "--format", "torch", "-o", str(tmp_path / "a")]) == 1
+    assert "model.safetensors cannot be written: No space left on device" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_teacher_that_answers_otherwise_leaves_nothing(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    made = train(
+        NAME,
+        recipe="debug",
+        settings=["model.num_members=3", "fit.max_steps=2"],
+        runs=str(home / "other"),
+        alias="none",
+    )
+    words = ["compress", str(home / "runs" / "latest"), "--teacher", made["run"], "-o", str(home / "untaught")]
+    assert cli.main([*words, "--set", "fit.max_steps=2"]) == 2
+    assert "have to answer the same question" in capsys.readouterr().err
+    assert not (home / "untaught").exists()
+
+
+def test_an_artifact_is_neither_compressed_nor_a_teacher(
+    home: Path, onnx: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = registry.resolve(NAME).version
+    for words in (
+        ["compress", str(onnx)],
+        ["compress", NAME, "--teacher", str(onnx)],
+        ["export", str(onnx), "-o", str(home / "twice")],
+    ):
+        assert cli.main(words) in (1, 2)
+        assert source in capsys.readouterr().err  # what to give in its place
+    assert not (home / "twice").exists()
+
+
+def test_samples_of_one_class_are_named(
+    home: Path, rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["export", NAME, "-i", str(rows), "-o", str(tmp_path / "a")]) == 1
+    assert "samples: auc_roc does not exist on them: they hold one class only" in capsys.readouterr().err
+    assert not (tmp_path / "a").exists()
+
+
 def test_any_model_file_becomes_int8(onnx: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     target = tmp_path / "int8"
     code, result = run(capsys, "compress", str(onnx / "model.onnx"), "--method", "dynamic", "-o", str(target))
     assert code == 0
     assert result["bytes"] == (target / "model.onnx").stat().st_size < (onnx / "model.onnx").stat().st_size
+    assert cli.main(["compress", str(onnx / "model.onnx"), "--prune", "0.3", "-o", str(tmp_path / "pruned")]) == 2
+    assert "--prune with a model file: it is quantized, and nothing else" in capsys.readouterr().err
     pickle = tmp_path / "model.pt"
     pickle.write_bytes(b"\x80\x04")
     assert cli.main(["compress", str(pickle)]) == 2
