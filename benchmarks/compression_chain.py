@@ -37,7 +37,6 @@ from benchmarks.compression_transformer import shared_rows, shared_works
 from benchmarks.defect_crops import SIDE, Crops, view
 from benchmarks.tables import Record, goal, keep, table
 from core.compression.calibration import calibration_rows
-from core.compression.graphs import of_kinds
 from core.compression.quantization import static, weights
 from core.compression.sharing import num_file_bytes
 from core.contract import Session, TensorSpec
@@ -73,6 +72,8 @@ class Plan(NamedTuple):
 
 
 EAGER, FLOAT = "torch eager float32", "OpenVINO float32"
+CHOSEN = (0.5, "int8 weights, bfloat16")
+"""Share that is pruned, and way: what the goals are held against."""
 CALIBRATION = 200
 DRAWS = 2000
 
@@ -100,7 +101,7 @@ class Variant(NamedTuple):
 
 
 def variants(network: nn.Module, side: int, pixels: Tensor, folder: Path) -> Iterator[Variant]:
-    """Float in torch and OpenVINO, bfloat16, int8 weights, int8 with the depthwise layers in float, int8 throughout.
+    """Float in torch and OpenVINO, bfloat16, int8 weights, int8 throughout.
 
     Args:
         pixels: [N, S, S] crops to calibrate on, every class among them.
@@ -119,10 +120,6 @@ def variants(network: nn.Module, side: int, pixels: Tensor, folder: Path) -> Ite
     yield opened("OpenVINO bfloat16", whole, "bfloat16")
     yield opened("int8 weights, bfloat16", weights(whole, folder / "weights.xml"), "bfloat16")
     samples = [{"image": view(pixels[k : k + 1], side).contiguous().numpy()} for k in range(len(pixels))]
-    depthwise = of_kinds(whole, ["GroupConvolution"])
-    first = of_kinds(whole, ["Convolution"])[:1]
-    part = static(whole, folder / "part.xml", samples, keep=[*depthwise, *first], preset="performance")
-    yield opened("int8, depthwise in float", weights(part, folder / "light.xml"), "float32")
     yield opened("int8 throughout", static(whole, folder / "int8.xml", samples, preset="performance"), "float32")
 
 
@@ -207,15 +204,17 @@ def timed(dataset: Dataset, plan: Plan, folder: Path) -> dict[tuple[int, float, 
 
 
 def judged(rows: list[Record], dataset: Dataset) -> list[Record]:
-    """The issue's goals, for the best row that reaches size and latency; the loss is of that very row."""
-    fits = [row for row in rows if row["times_smaller"] >= 7 and row["x_eager_224"] >= 6 and row["x_float_224"] >= 1.8]
-    chosen = min(fits, key=lambda row: row["loss"], default=None)
-    if chosen is None:
-        return [goal(f"{dataset}: 7 times smaller, 6 times torch eager, 1.8 times OpenVINO float32", False)]
-    name = f"{dataset}, {chosen['pruned']:.0%} pruned, {chosen['way']}"
-    said = f"{name}: {chosen['times_smaller']:.1f} smaller, {chosen['x_eager_224']:.1f} x eager, {chosen['x_float_224']:.1f} x OpenVINO"
-    loss = f"{name}: loses at most 1.2 points ({chosen['loss']:.2f}, {chosen['loss_low']:.2f} to {chosen['loss_high']:.2f})"
-    return [goal(said, True), goal(loss, chosen["loss"] <= 1.2)]
+    """The goals, for the row that was chosen on validation boards and steel before the test crops were scored."""
+    one = next(row for row in rows if (row["pruned"], row["way"]) == CHOSEN)
+    name = f"{dataset}, {one['pruned']:.0%} pruned, {one['way']}"
+    eager, whole = one["x_eager_224"], one["x_float_224"]
+    loss = f"{one['loss']:.2f}, {one['loss_low']:.2f} to {one['loss_high']:.2f}"
+    return [
+        goal(f"{name}: at least 7 times smaller ({one['times_smaller']:.1f})", one["times_smaller"] >= 7),
+        goal(f"{name}: at least 6 times torch eager ({eager:.1f})", eager >= 6),
+        goal(f"{name}: at least 1.8 times OpenVINO float32 ({whole:.1f})", whole >= 1.8),
+        goal(f"{name}: loses at most 1.2 points ({loss})", one["loss"] <= 1.2),
+    ]
 
 
 def drawn(rows: list[Record], path: Path) -> None:

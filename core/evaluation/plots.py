@@ -256,7 +256,9 @@ def frontier(points: Sequence[Mapping[str, Any]], *, figure: str) -> Plot:
         if many:
             colours = [Line2D([], [], color=SERIES[k % len(SERIES)], label=name) for k, name in enumerate(groups)]
             ways = [Line2D([], [], color=MUTED, linestyle="", marker=mark, label=name) for name, mark in marks.items()]
-            axes.legend(handles=[*colours, *ways], fontsize=6.5, loc="lower right")
+            axes.legend(
+                handles=[*colours, *ways], fontsize=6.5, loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=3
+            )
         axes.set_xscale("log")
         axes.margins(x=0.05 if many else 0.3, y=0.15)
         axes.set(xlabel="latency, ms (median, log scale)", ylabel=figure)
