@@ -90,6 +90,8 @@ class Chain:
         self.figure = next(iter(app.limits.values())).figure
         self.format, self.precision = format, precision
         self.stages: list[Stage] = []
+        self.refused: Mapping[str, str] = {}
+        """Layers that pruning left whole, and why."""
         self.add("run", place)
 
     @contextmanager
@@ -182,6 +184,7 @@ class Chain:
                 )
                 task.model = pruned.model
                 notes |= {"channels": pruned.channels, "refused": pruned.refused}
+                self.refused = pruned.refused
             else:
                 train(task.model, 1)
         run.write_json("data.json", self.data.fingerprint)
@@ -207,9 +210,9 @@ class Chain:
         return caught[0]
 
     def export(self) -> None:
-        """Every network so far in the runtime, in float: what the runtime alone wins."""
-        for stage in list(self.stages):
-            self._write(f"{stage.name}-{self.format}", stage.place, None)
+        """The newest network in the runtime, in float: what the runtime alone wins."""
+        stage = self.last
+        self._write(f"{stage.name}-{self.format}", stage.place, None)
 
     def quantize(self, method: Method) -> None:
         """int8 of the newest network; layers that cost too much stay in float."""
@@ -368,7 +371,8 @@ class Chain:
         (self.folder / "table.txt").write_text(text + "\n", encoding="utf-8")
         (self.folder / "table.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
         (self.folder / "frontier.svg").write_text(standalone(frontier(rows, figure=self.figure).svg), encoding="utf-8")
-        return {"folder": str(self.folder), **record, "text": f"{text}\n{self.folder}"}
+        whole = f"\nkept their width: {', '.join(self.refused)} (compressed.json says why)" if self.refused else ""
+        return {"folder": str(self.folder), **record, "text": f"{text}{whole}\n{self.folder}"}
 
 
 def standalone(svg: str) -> str:

@@ -106,9 +106,10 @@ def compress(
         device=device,
     )
     with chain.tidy():
+        chain.export()  # first: what no runtime takes is known before hours of training
         if prune or learned:
             chain.recover(prune, cast(Importance, importance), learned, settings)
-        chain.export()
+            chain.export()
         if bits == 8:
             chain.quantize(chosen)
     return chain.table()

@@ -135,6 +135,11 @@ def example_of(model: nn.Module) -> Example:
     size = (getattr(model, "pretrained_cfg", None) or {}).get("input_size")
     if not shapes and size:
         shapes = [((1, *size), torch.float32)]
+    if not shapes:
+        first = next((layer for layer in model.modules() if isinstance(layer, _ConvNd | nn.Linear)), None)
+        if isinstance(first, _ConvNd):  # a network that begins with a convolution takes pictures, of whatever size
+            sides = {1: 1024, 2: 224, 3: 64}[len(first.kernel_size)]
+            shapes = [((1, first.in_channels, *[sides] * len(first.kernel_size)), torch.float32)]
     if not shapes or any(isinstance(axis, str) for shape, _ in shapes for axis in shape):
         raise ConfigError(
             f"the {type(model).__name__} does not say what it takes (neither `inputs` of fixed sizes nor pretrained_cfg); "

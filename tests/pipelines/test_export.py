@@ -154,7 +154,8 @@ def test_a_chain_prunes_learns_and_shows_what_it_paid(home: Path, capsys: pytest
         run, prune=0.3, bits=32, teacher=run, max_score_drop=0.2, settings=["fit.max_steps=20"], output=str(folder)
     )
     rows = {row["model"]: row for row in result["rows"]}
-    assert list(rows) == ["run", "small", "run-onnx", "small-onnx"]
+    assert list(rows) == ["run", "run-onnx", "small", "small-onnx"]
+    assert "kept their width: history" in result["text"] or "kept their width: embed" in result["text"]
     assert rows["small"]["bytes"] < 0.85 * rows["run"]["bytes"]
     assert rows["small"]["macs"] < rows["run"]["macs"]
     assert all(row["low"] <= row["value"] <= row["high"] for row in rows.values())

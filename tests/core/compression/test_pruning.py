@@ -228,8 +228,7 @@ def test_bad_input_says_what_to_do() -> None:
 
 def test_the_magnitude_pruner_finds_its_example() -> None:
     model = branches()
-    with pytest.raises(ConfigError, match="give example="):
-        MagnitudePruner(model)
+    assert MagnitudePruner(model).example[0].shape == (1, 3, 224, 224)
     model.inputs = (TensorSpec("images", ("B", 3, 16, 16)),)  # type: ignore[assignment]
     small = MagnitudePruner(model, prune_ratio=0.5).prune()
     assert small.stem.out_channels == 8  # type: ignore[union-attr]
@@ -258,3 +257,11 @@ def test_weights_that_do_not_fit_leave_the_model_as_it_is() -> None:
     with pytest.raises(ArtifactError, match="do not divide into 4 groups"):
         fit_to(nn.GroupNorm(4, 16), nn.GroupNorm(2, 10).state_dict())
     assert {name: tensor.shape for name, tensor in model.state_dict().items()} == shapes
+
+
+def test_a_network_of_pictures_needs_no_example() -> None:
+    network = torchvision.models.resnet18(num_classes=4)
+    small = MagnitudePruner(network, prune_ratio=0.3).prune()
+    assert sum(p.numel() for p in small.parameters()) < 0.6 * sum(p.numel() for p in network.parameters())
+    with pytest.raises(ConfigError, match="give example="):
+        MagnitudePruner(torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Linear(8, 2)), prune_ratio=0.3).prune()

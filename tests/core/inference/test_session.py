@@ -398,7 +398,12 @@ def test_torch_in_bfloat16_gives_float32_arrays(opened: Opened) -> None:
     ("format", "precision", "device", "words"),
     [
         ("onnx", "bfloat16", "cpu", "ONNX Runtime has no bfloat16 on a CPU; allowed"),
-        ("openvino", "float16", "cpu", "OpenVINO computes in float32, int8, bfloat16, int8-bfloat16 here, not in float16"),
+        (
+            "openvino",
+            "float16",
+            "cpu",
+            "OpenVINO computes in float32, int8, bfloat16, int8-bfloat16 here, not in float16",
+        ),
         ("openvino", "float32", "cuda", "OpenVINO runs on the CPU here; use cpu"),
         ("torch", "float32", "abacus", "device 'abacus' is unknown; allowed"),
     ],
