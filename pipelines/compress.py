@@ -78,6 +78,8 @@ def compress(
         if unused := [option for option, value in given.items() if value]:
             raise ConfigError(f"{', '.join(unused)} with a model file: it is quantized, and nothing else; give a run")
         return _file(Path(model), output, cast(Method, method or "dynamic"), bits)
+    if Path(model).suffix in (".onnx", ".xml") and not Path(model).exists():
+        raise ConfigError(f"{model}: no such file")
     place = find(model)
     if artifacts.is_artifact(place.path):
         source = artifacts.read(place.path).source
