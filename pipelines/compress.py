@@ -15,7 +15,7 @@ import torch
 
 from core.errors import ConfigError
 from core.inference import artifact as artifacts
-from core.inference.model import network_of
+from core.inference.model import config_of, network_of
 from core.inference.session import Precision
 from pipelines.chain import Chain, Importance, Method
 from pipelines.model import find
@@ -90,6 +90,7 @@ def compress(
         raise ConfigError(f"--teacher {teacher} is an artifact; give the run or version that it was made of, {source}")
     if settings and not (prune or learned):
         raise ConfigError(f"--set {settings[0]}, but without --prune or --teacher nothing is trained; leave it out")
+    config_of(place.app, place.path).override(settings)  # refused now, and not after the first export
     layers = network_of(place.app, place.path).modules()
     convolves = any(isinstance(layer, torch.nn.modules.conv._ConvNd) for layer in layers)
     chosen = cast(Method, method or ("static" if convolves else "dynamic"))
