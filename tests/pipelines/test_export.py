@@ -206,7 +206,7 @@ def test_a_full_disk_is_said_and_leaves_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_teacher_that_answers_otherwise_leaves_nothing(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_teacher_that_answers_otherwise_is_refused(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     made = train(
         NAME,
         recipe="debug",
@@ -217,7 +217,10 @@ def test_a_teacher_that_answers_otherwise_leaves_nothing(home: Path, capsys: pyt
     words = ["compress", str(home / "runs" / "latest"), "--teacher", made["run"], "-o", str(home / "untaught")]
     assert cli.main([*words, "--set", "fit.max_steps=2"]) == 2
     assert "have to answer the same question" in capsys.readouterr().err
-    assert not (home / "untaught").exists()
+    assert {row["model"] for row in json.loads((home / "untaught/table.json").read_text())["rows"]} == {
+        "run",
+        "run-onnx",
+    }
 
 
 def test_an_artifact_is_neither_compressed_nor_a_teacher(

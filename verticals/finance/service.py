@@ -75,6 +75,8 @@ class Finance:
     def __init__(self) -> None:
         import torch
 
+        import core.inference.session_onnx  # noqa: F401  # now: under load an import takes half a minute
+
         self._threads = threads()
         torch.set_num_threads(self._threads)
         self._store: EventStore | None = None
