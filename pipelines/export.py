@@ -7,6 +7,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, cast
 
+from torch import nn
+from torch.export import ExportedProgram
+
 from core import registry
 from core.contract import Application, Arrays, Data
 from core.device import machine
@@ -128,17 +131,7 @@ def write_artifact(
             outputs=network.outputs,
             notes=notes,
         )
-        limit = app.limits[precision].tensor
-        compared = compare(
-            app,
-            _side(app, place.name, place.path, TorchSession(network)),
-            _side(app, target.name, folder, artifacts.open_network(folder, record)),
-            data,
-            split,
-            precision=precision,
-            notes=notes,
-            locate=lambda arrays: first_departure(program, folder, record, arrays, limit=limit),
-        )
+        compared = _compared(place, network, lambda: program, target.name, folder, record, data, split)
         if not compared.report.passed or compared.metrics is None:
             raise ParityError(f"{target} was not written:\n{compared.report.text}")
         report = compared.report._replace(files={name: file.sha256 for name, file in artifacts.hashes(folder).items()})
@@ -164,26 +157,42 @@ def _checked(place: Place, path: Path, *, input: str | None, split: str) -> dict
         )
     network = app.forms[record.form](network_of(app, place.path))
 
-    def located(arrays: Arrays) -> str:
-        return first_departure(
-            graph_of(network, record.format), path, record, arrays, limit=app.limits[record.precision].tensor
-        )
-
     with working("both models on the same samples"):
         data, split = samples(place, config_of(app, place.path), input=input, split=split)
-        compared = compare(
-            app,
-            _side(app, place.name, place.path, TorchSession(network)),
-            _side(app, path.name, path, artifacts.open_network(path, record)),
-            data,
-            split,
-            precision=record.precision,
-            notes=record.notes,
-            locate=located,
+        compared = _compared(
+            place, network, lambda: graph_of(network, record.format), path.name, path, record, data, split
         )
     if not compared.report.passed:
         raise ParityError(compared.report.text)
     return {"artifact": str(path), "parity": compared.report._asdict(), "text": compared.report.text}
+
+
+def _compared(
+    place: Place,
+    network: nn.Module,
+    graph: Callable[[], ExportedProgram],
+    name: str,
+    folder: Path,
+    record: artifacts.Record,
+    data: Data,
+    split: str,
+) -> Compared:
+    """The artifact in a folder beside the network that it was made of; `graph` is asked for only where it departs."""
+    app = place.app
+
+    def located(arrays: Arrays) -> str:
+        return first_departure(graph(), folder, record, arrays, limit=app.limits[record.precision].tensor)
+
+    return compare(
+        app,
+        _side(app, place.name, place.path, TorchSession(network)),
+        _side(app, name, folder, artifacts.open_network(folder, record)),
+        data,
+        split,
+        precision=record.precision,
+        notes=record.notes,
+        locate=located,
+    )
 
 
 def _side(app: Application, name: str, path: Path, session: Any) -> Side:

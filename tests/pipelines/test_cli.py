@@ -17,15 +17,10 @@ import pytest
 from core import registry
 from pipelines import cli
 from pipelines.train import train
+from tests.pipelines.command import run
 
 NAME = "finance.fraud"
 TINY = ["--recipe", "debug", "--set", "fit.max_steps=8"]
-
-
-def run(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, dict[str, Any]]:
-    """Exit code and the JSON on stdout."""
-    code = cli.main([*words, "--json"])
-    return code, json.loads(capsys.readouterr().out)
 
 
 @pytest.fixture(scope="module")

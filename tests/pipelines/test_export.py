@@ -16,14 +16,9 @@ from pipelines import cli
 from pipelines.chain import Chain
 from pipelines.compress import compress
 from pipelines.train import train
+from tests.pipelines.command import run
 
 NAME = "finance.fraud"
-
-
-def run(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, dict[str, Any]]:
-    """Exit code and the JSON on stdout."""
-    code = cli.main([*words, "--json"])
-    return code, json.loads(capsys.readouterr().out)
 
 
 @pytest.fixture(scope="module")
