@@ -245,17 +245,18 @@ def test_a_new_version_takes_over_under_load_and_no_request_is_lost(
     versions: set[str] = set()
     stopped = threading.Event()
 
-    def load() -> None:
+    def load(client: int) -> None:
         number = 0
         with httpx.Client(base_url=server.url, timeout=60) as own:
             while not stopped.is_set():
-                answer = own.post("/score", json=transaction(number, customer=how))
+                answer = own.post("/score", json=transaction(number, customer=f"{how[:2]}-{client}"))
                 statuses.append(answer.status_code)
                 versions.add(answer.json().get("version", answer.text))
                 number += 1
 
-    thread = threading.Thread(target=load)
-    thread.start()
+    clients = [threading.Thread(target=load, args=(client,)) for client in range(4)]
+    for client in clients:
+        client.start()
     if how == "trained":
         made = train(NAME, recipe="debug", settings=["fit.max_steps=15"], runs=str(home / "runs"), alias="production")
     else:
@@ -265,7 +266,8 @@ def test_a_new_version_takes_over_under_load_and_no_request_is_lost(
     while made["version"] not in versions and time.monotonic() < deadline:
         time.sleep(0.1)
     stopped.set()
-    thread.join()
+    for client in clients:
+        client.join()
     assert versions == {before, made["version"]}
     assert set(statuses) == {200}
 

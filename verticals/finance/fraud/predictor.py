@@ -9,6 +9,7 @@ Legend: N event, F feature.
 from __future__ import annotations
 
 import json
+import math
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -377,7 +378,10 @@ class FraudPredictor:
                 yield Scores(ids[part], piece, logit, score, score >= self.threshold)
 
     def warm(self, *, progress: Callable[[int, int], None] = lambda done, total: None) -> int:
-        """Brings this version's network states up to the store's newest event; returns how many events were replayed.
+        """Brings this version's network states up to the store; returns how many events were replayed.
+
+        Events may go on coming: it ends when a pass met no fewer than the pass before, and what is left then, as much
+        as comes within one pass, is caught up by the first request.
 
         Args:
             progress: called with the events done and the events in all.
@@ -387,8 +391,11 @@ class FraudPredictor:
         """
         if self.store is None:
             raise ArtifactError("this predictor has no store to warm up from")
-        while True:
+        total, met = 0, math.inf
+        while met:
             try:
-                return catch_up(self.scorer, self.store, self.version, progress)
+                count = catch_up(self.scorer, self.store, self.version, progress)
             except stores.Stale:  # another worker was faster: go on from where the version is now
                 continue
+            total, met = total + count, count if count < met else 0
+        return total

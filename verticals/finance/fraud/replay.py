@@ -17,7 +17,7 @@ from verticals.finance.fraud.pasts import NONE, joined
 from verticals.finance.fraud.scorer import SIDES, Scorer, slices
 from verticals.finance.fraud.states import CardStates
 
-FEW, MAX_STEP = 256, 10_000
+FEW, MAX_STEP = 24, 10_000
 """Events that are caught up one by one, each from the histories that it met, and the most in one transaction."""
 
 Progress = Callable[[int, int], None]
@@ -27,13 +27,16 @@ Progress = Callable[[int, int], None]
 def catch_up(
     scorer: Scorer, store: stores.EventStore, version: str, progress: Progress = lambda done, total: None
 ) -> int:
-    """Moves a version's states over the events that others have committed; returns how many those were.
+    """Moves a version's states over what others have committed by now; returns how many events those were.
+
+    What comes while it works is left: under load one that went after it might never end.
 
     Raises:
         Stale: another worker moved the version meanwhile.
     """
+    last = store.last  # before the version: one that moves along with the events is never behind then
     done, total = store.versions().get(version, 0), 0
-    while (last := store.last) > done:
+    while last > done:
         upto = min(last, done + MAX_STEP) if done else last
         replays = list(_until(store.replay(after=done), upto))
         count = sum(len(chunk.seqs) for chunk in replays)

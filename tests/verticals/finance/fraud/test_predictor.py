@@ -271,6 +271,28 @@ def test_a_new_version_is_warm_after_replay(model: Trained, store: EmbeddedStore
             np.testing.assert_allclose(a[name], b[name], atol=1e-5)
 
 
+def test_a_new_version_takes_over_from_a_stream_that_never_pauses(
+    model: Trained, store: EmbeddedStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    requests = requests_of(table_of(model).slice(0, 400))
+    old, new = model.predictor(store, version="old"), model.predictor(store, version="new")
+    old(requests[:100])
+    waiting, catch_up = iter(requests[100:300]), store.catch_up
+
+    def while_others_go_on(*given: Any, **options: Any) -> None:
+        catch_up(*given, **options)
+        old([next(waiting)])
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "catch_up", while_others_go_on)
+        assert new.warm() == 102
+    assert store.versions()["new"] == store.last - 1
+    (answer,) = new([next(waiting)])
+    assert isinstance(answer, Decision)
+    assert answer.version == "new"
+    assert store.versions()["new"] == store.last
+
+
 def test_the_decision_log_holds_no_card(model: Trained, store: EmbeddedStore) -> None:
     one(model.predictor(store), customer="4111111111111111")
     ((_, line),) = next(iter(store.decisions()))
