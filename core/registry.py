@@ -33,9 +33,6 @@ LAYOUT = 1
 FILES = ("config.yaml", "constants.json", "data.json", "model.safetensors", "report.json", "report.html")
 """What a version made of a run consists of, beside `manifest.json` and BentoML's own `model.yaml`."""
 
-EXPORTED = ("config.yaml", "constants.json", "data.json", "code.json", "parity.json", "report.json", "report.html")
-"""What a version made of an artifact consists of, beside its network and the above."""
-
 _NAME = re.compile(r"[a-z0-9](?:[-._a-z0-9]{0,61}[a-z0-9])?")
 _VERSION = re.compile(r"\d{8}t\d{6}-[0-9a-f]{8}")
 logger = logging.getLogger(__name__)
@@ -140,43 +137,14 @@ def _of_artifact(path: Path, application: str) -> tuple[str, ...]:
     """The files of an exported artifact whose parity was shown.
 
     Raises:
-        ArtifactError: no report, one that failed, or one about other files.
+        ArtifactError: no report, one that failed, or one about other files; a file is not what was exported.
     """
-    record = _read_json(path / "artifact.json")
-    if record.get("application") != application:
-        raise ArtifactError(f"{path} is an artifact of {record.get('application')}, not of {application}")
-    again = f"export it again with: verticals export {application}"
-    if not (path / "parity.json").is_file():
-        raise ArtifactError(f"{path} has no parity report: nobody has shown that it answers as its model; {again}")
-    parity = _read_json(path / "parity.json")
-    if parity.get("passed") is not True:
-        found = parity.get("findings")
-        reasons = "; ".join(map(str, found)) if isinstance(found, list) and found else "no reason given"
-        raise ArtifactError(f"{path} did not pass parity ({reasons}); {again}")
-    compared = parity.get("files")
-    if not isinstance(compared, dict):
-        compared = {}
-    files = record.get("files")
-    if not isinstance(files, dict) or not {*EXPORTED} < set(files):
-        raise ArtifactError(f"{path}: artifact.json is damaged: it does not list what an artifact holds; {again}")
-    names = sorted(files)
-    for name in names:
-        listed = files[name]["sha256"] if isinstance(files[name], dict) and "sha256" in files[name] else None
-        if Path(name).name != name or not (path / name).is_file() or _sha256(path / name) != listed:
-            raise ArtifactError(f"{path}: {name} is not what was exported (its sha256 differs); {again}")
-    for name in {*names} - {"parity.json", "report.json", "report.html"}:
-        if files[name]["sha256"] != compared.get(name):
-            raise ArtifactError(f"{path}: {name} is not what parity was shown for; {again}")
-    if not _is_sealed(path / "artifact.json", record.get("sha256")):
-        raise ArtifactError(f"{path / 'artifact.json'} is not what was exported (its sha256 differs); {again}")
-    return (*names, "artifact.json")
+    from core.inference import artifact  # here only: it brings torch
 
-
-def _is_sealed(path: Path, sha256: Any) -> bool:
-    """Whether the file is as it was when this hash of the rest was put into it, as `core.inference.artifact.seal` does."""
-    if not isinstance(sha256, str) or not sha256:
-        return False
-    return hashlib.sha256(path.read_bytes().replace(sha256.encode(), b"")).hexdigest() == sha256
+    record = artifact.proved(path)
+    if record.application != application:
+        raise ArtifactError(f"{path} is an artifact of {record.application}, not of {application}")
+    return (*sorted(record.files), "artifact.json")
 
 
 def versions(application: str) -> list[Version]:

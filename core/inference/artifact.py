@@ -11,6 +11,7 @@ No pickle is written or read. A directory appears whole or not at all.
 from __future__ import annotations
 
 import hashlib
+import json
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -41,6 +42,9 @@ NETWORK_FILES: Mapping[Format, tuple[str, ...]] = {
 
 RUN_FILES = ("config.yaml", "constants.json", "data.json", "code.json")
 """What is taken over from the run as it is."""
+
+REPORT_FILES = ("parity.json", "report.json", "report.html")
+"""What is written after the comparison, and so is no part of it."""
 
 PACKAGES: Mapping[Format, str] = {
     "torch": "torch",
@@ -130,8 +134,6 @@ def copy_run(path: Path, folder: Path, *, code: Mapping[str, Any]) -> None:
     Raises:
         ArtifactError: one of them is missing.
     """
-    import json
-
     for name in RUN_FILES:
         if name == "code.json":
             (folder / name).write_text(json.dumps(dict(code), indent=1), encoding="utf-8")
@@ -206,9 +208,35 @@ def read(path: Path) -> Record:
     return record
 
 
-def _layout(path: Path) -> Any:
-    import json
+def proved(path: Path) -> Record:
+    """`read`, of an artifact that was shown to answer as its model.
 
+    Raises:
+        ArtifactError: as `read`; and where the report of parity is missing or damaged, did not pass, or is about other
+            files.
+    """
+    record = read(path)
+    again = f"export it again with: verticals export {record.application}"
+    if "parity.json" not in record.files:
+        raise ArtifactError(f"{path} has no parity report: nobody has shown that it answers as its model; {again}")
+    if missing := sorted({*RUN_FILES, *REPORT_FILES} - set(record.files)):
+        raise ArtifactError(f"{path} has no {', '.join(missing)}; {again}")
+    try:
+        parity = dict(json.loads((path / "parity.json").read_text(encoding="utf-8")))
+    except (ValueError, TypeError):
+        raise ArtifactError(f"{path}: parity.json is damaged; {again}") from None
+    if parity.get("passed") is not True:
+        findings = parity.get("findings")
+        reasons = "; ".join(map(str, findings)) if isinstance(findings, list) and findings else "no reason given"
+        raise ArtifactError(f"{path} did not pass parity ({reasons}); {again}")
+    compared = parity["files"] if isinstance(parity.get("files"), dict) else {}
+    for name, file in record.files.items():
+        if name not in REPORT_FILES and file.sha256 != compared.get(name):
+            raise ArtifactError(f"{path}: {name} is not what parity was shown for; {again}")
+    return record
+
+
+def _layout(path: Path) -> Any:
     try:
         return json.loads((path / "artifact.json").read_text(encoding="utf-8"))["layout"]
     except (ValueError, KeyError, TypeError, OSError):
