@@ -149,11 +149,23 @@ def _lstm(
     weight, recurrent = (op.Unsqueeze(ordered(param), [0]) for param in params[:2])
     bias = op.Unsqueeze(op.Concat(ordered(params[2]), ordered(params[3]), axis=0), [0])
     given = op.Transpose(input, perm=swap) if batch_first else input
-    empty = all(state.producer() is not None and state.producer().op_type == "ConstantOfShape" for state in hx)
-    start = (None, None) if empty else hx  # zeros are ONNX's own start
+    start = (None, None) if all(map(_zeros, hx)) else hx  # ONNX's own start
     outputs, hidden, cell = op.LSTM(given, weight, recurrent, bias, None, *start, hidden_size=size)
     outputs = op.Squeeze(outputs, [1])
     return (op.Transpose(outputs, perm=swap) if batch_first else outputs), hidden, cell
+
+
+def _zeros(value: Any) -> bool:
+    """Whether an ONNX value is zeros, of a shape that the inputs may say."""
+    node = value.producer()
+    if value.const_value is not None or node is None:
+        return value.const_value is not None and not value.const_value.numpy().any()
+    if node.op_type in ("Cast", "CastLike", "Expand", "Identity"):
+        return _zeros(node.inputs[0])
+    fill = node.attributes.get("value")
+    if node.op_type == "ConstantOfShape" and fill is None:
+        return True
+    return node.op_type in ("Constant", "ConstantOfShape") and fill is not None and not fill.value.numpy().any()
 
 
 def rename(graph: onnx.GraphProto, names: Mapping[str, str]) -> None:
