@@ -1,4 +1,4 @@
-"""What can go wrong at a door: configuration, data, artifacts, capacity. Every message says what was given, what is
+"""What can go wrong at a door: configuration, data, artifacts, capacity, what is away. Every message says what was given, what is
 allowed and what to do."""
 
 from __future__ import annotations
@@ -49,6 +49,11 @@ class ParityError(ArtifactError):
 
 class CapacityError(VerticalsError):
     """A request that would exceed a stated limit of memory, time or size."""
+
+
+class Unavailable(VerticalsError):
+    """What is needed cannot be had now: a store that does not answer, is full, or is held by others. Nothing was written,
+    and the same request is welcome later."""
 
 
 class ScoreError(VerticalsError):

@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from core.errors import ArtifactError, CapacityError
+from core.errors import ArtifactError, Unavailable
 
 APPLICATION_ID = 0x766A_726E
 """Marks a SQLite file as ours; any other database is refused."""
@@ -90,7 +90,7 @@ class Database:
         One thread at a time is inside; a nested block joins the outer one. Reads by the same thread see its writes.
 
         Raises:
-            CapacityError: the disk is full, or another program held the file for too long; nothing was written.
+            Unavailable: the disk is full, or another program held the file for too long; nothing was written.
             ArtifactError: the file is damaged or cannot be written.
         """
         if self._access == "read":
@@ -217,11 +217,11 @@ class Database:
             if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
                 raise ArtifactError(_damaged(self.path, str(error))) from error
             if code == sqlite3.SQLITE_FULL:
-                raise CapacityError(
+                raise Unavailable(
                     f"{self.path}: the disk is full, nothing was written; free space and send again"
                 ) from error
             if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
-                raise CapacityError(
+                raise Unavailable(
                     f"{self.path}: another program held the file for over {self._busy_seconds:g} s, nothing was written; send again"
                 ) from error
             if code in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM, sqlite3.SQLITE_IOERR):

@@ -4,6 +4,7 @@ BentoML answers 429 and 504 before it runs a user's middleware, and reports erro
 `service_class=` and wraps the whole application. Endpoints raise the errors of `core.errors`:
 
     pydantic ValidationError 400   DataError 422   Conflict 409   Overloaded 429   CapacityError 413   ArtifactError 503
+    Unavailable 503
 
 and anything else is a 500. Every error body is
 
@@ -45,7 +46,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from core.errors import ArtifactError, CapacityError, Conflict, DataError, masked
+from core.errors import ArtifactError, CapacityError, Conflict, DataError, Unavailable, masked
 from core.monitoring import metrics
 from core.registry import keep_private
 from core.serving.batcher import Overloaded
@@ -120,6 +121,8 @@ def of_error(error: Exception) -> Problem:
             return Problem(429, "overloaded", str(error), headers={"Retry-After": "1"})
         case CapacityError():
             return Problem(413, "too_large", str(error))
+        case Unavailable():
+            return Problem(503, "unavailable", str(error), headers={"Retry-After": "1"})
         case ArtifactError():
             return Problem(503, "model_unavailable", "the model cannot answer now; the service's log says why")
         case HTTPException():

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from core.durable.journal import Entry, Journal, KeyConflict
-from core.errors import ArtifactError, CapacityError
+from core.errors import ArtifactError, Unavailable
 
 OUTBOX = "CREATE TABLE outbox (id INTEGER PRIMARY KEY, body TEXT NOT NULL) STRICT;"
 
@@ -199,7 +199,7 @@ def test_a_full_disk_loses_nothing_and_writes_nothing(path: Path) -> None:
         journal.append([entry("before")])
         pages = journal._writer.execute("PRAGMA page_count").fetchone()[0]
         journal._writer.execute(f"PRAGMA max_page_count={pages + 5}")
-        with pytest.raises(CapacityError, match="disk is full, nothing was written"):
+        with pytest.raises(Unavailable, match="disk is full, nothing was written"):
             journal.append([entry(f"key-{number}", b"x" * 1000) for number in range(100)])
         journal._writer.execute(f"PRAGMA max_page_count={pages + 1000}")
         assert journal.append([entry("after")]) == [2]
@@ -210,7 +210,7 @@ def test_a_file_held_by_another_program_is_told(path: Path) -> None:
     with Journal(path, busy_seconds=0.05) as journal:
         other = sqlite3.connect(path, isolation_level=None)
         other.execute("BEGIN IMMEDIATE")
-        with pytest.raises(CapacityError, match=r"held the file for over 0\.05 s"):
+        with pytest.raises(Unavailable, match=r"held the file for over 0\.05 s"):
             journal.append([entry("a")])
         other.execute("ROLLBACK")
         other.close()

@@ -17,7 +17,7 @@ from bentoml.exceptions import InvalidArgument
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from core.errors import ArtifactError, CapacityError, ConfigError, Conflict, DataError
+from core.errors import ArtifactError, CapacityError, ConfigError, Conflict, DataError, Unavailable
 from core.monitoring import metrics
 from core.registry import Version
 from core.serving.batcher import Batcher, Overloaded
@@ -134,6 +134,7 @@ class Echo:
             "conflict": Conflict("older than the newest event", newest_time="2018-04-01T00:00:00Z"),
             "overloaded": Overloaded("7 requests are waiting"),
             "capacity": CapacityError("20000 rows; up to 10000 are allowed"),
+            "unavailable": Unavailable("the disk is full, nothing was written"),
             "artifact": ArtifactError("the weights are damaged"),
             "config": ConfigError(card),
             "bentoml": InvalidArgument(card),

@@ -67,6 +67,7 @@ def test_a_good_request_is_answered(client: TestClient) -> None:
         ("conflict", 409, "conflict", "older than the newest"),
         ("overloaded", 429, "overloaded", "7 requests"),
         ("capacity", 413, "too_large", "up to 10000"),
+        ("unavailable", 503, "unavailable", "nothing was written"),
         ("artifact", 503, "model_unavailable", "service's log"),
         ("config", 500, "internal", "log"),
         ("bentoml", 400, "bad_request", "schema"),

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import json
 import math
+import random
 import threading
+import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -22,7 +24,7 @@ from numpy.typing import NDArray
 
 from core.contract import Arrays, Estimate, Session
 from core.data.pipeline import DataPipeline
-from core.errors import ArtifactError, DataError, VerticalsError
+from core.errors import ArtifactError, DataError, Unavailable, VerticalsError
 from core.evaluation.calibration import Calibration
 from verticals.finance.fraud import store as stores
 from verticals.finance.fraud.config import FraudConfig
@@ -37,8 +39,12 @@ from verticals.finance.fraud.requests import Decision, Feedback, Reason, Transac
 from verticals.finance.fraud.scorer import Scorer, columns, slices
 from verticals.finance.fraud.states import CardStates
 
-MAX_ATTEMPTS = 8
-"""Times that a request is scored anew because another worker changed its card or terminal meanwhile."""
+MAX_ATTEMPTS, MAX_AHEAD = 64, 7
+"""Times that requests are scored because other workers change their cards or terminals meanwhile, and how many of them move
+this version's states along."""
+
+MAX_PAUSE = 0.02
+"""Seconds; between later attempts, of random length, so that workers do not go on meeting."""
 
 
 class Scores(NamedTuple):
@@ -126,18 +132,26 @@ class FraudPredictor:
 
         Returns:
             A Decision each, or the error that this one transaction met (`Conflict`, `DataError`).
+
+        Raises:
+            Unavailable: the store cannot be reached or written, or other workers were always faster; nothing was written.
         """
         if self.store is None:
             raise ArtifactError("this predictor has no store, which single requests need; give one, or use stream()")
         chosen = self.threshold if threshold is None else threshold
         with self._lock:
-            for _ in range(MAX_ATTEMPTS - 1):
+            for attempt in range(MAX_ATTEMPTS):
                 try:
-                    return self._answer(self.store, requests, explain, chosen)
+                    return self._answer(self.store, requests, explain, chosen, ahead=attempt < MAX_AHEAD)
                 except stores.Stale:
-                    with suppress(stores.Stale):  # another worker was faster at that too
-                        catch_up(self.scorer, self.store, self.version)
-            return self._answer(self.store, requests, explain, chosen, ahead=False)
+                    if attempt < MAX_AHEAD:
+                        with suppress(stores.Stale):  # another worker was faster at that too
+                            catch_up(self.scorer, self.store, self.version)
+                    else:
+                        time.sleep(random.uniform(0, MAX_PAUSE))
+        raise Unavailable(
+            "other workers go on changing the same cards and terminals; nothing was written: send it again"
+        )
 
     def _answer(
         self,

@@ -78,7 +78,7 @@ class RedisStore:
             name: keys begin with `{name}:`: another name is another store.
 
         Raises:
-            CapacityError: the server does not answer.
+            Unavailable: the server does not answer.
         """
         self.retention = retention
         self._prefix = f"{{{name}}}:".encode()

@@ -13,7 +13,7 @@ from typing import Any
 
 import redis
 
-from core.errors import CapacityError
+from core.errors import Unavailable
 from verticals.finance.fraud.store import Stale, States
 from verticals.finance.fraud.store_checks import behind, beyond, check_catch_up
 from verticals.finance.fraud.store_redis_scripts import CATCH_UP
@@ -98,15 +98,15 @@ class VersionStates:
 
 @contextmanager
 def answering() -> Iterator[None]:
-    """Raises CapacityError where the server does not answer, or is full."""
+    """Raises Unavailable where the server does not answer, or is full."""
     try:
         yield
     except (redis.ConnectionError, redis.TimeoutError) as error:
-        raise CapacityError(
+        raise Unavailable(
             f"the Redis server does not answer ({error}); start it or correct the URL, then send again"
         ) from error
     except redis.OutOfMemoryError as error:
-        raise CapacityError(
+        raise Unavailable(
             "the Redis server is out of memory, nothing was written; raise maxmemory or shorten the retention"
         ) from error
 

@@ -12,13 +12,13 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from core.errors import ArtifactError, DataError
+from core.errors import ArtifactError, DataError, Unavailable
 from tests.verticals.finance.fraud.model import Trained, trained
 from verticals.finance.fraud.events import DAY, Events
 from verticals.finance.fraud.predictor import FraudPredictor
 from verticals.finance.fraud.records import key_codes
 from verticals.finance.fraud.requests import Decision, Feedback, Transaction
-from verticals.finance.fraud.store import Chunk, Conflict
+from verticals.finance.fraud.store import Chunk, Conflict, Stale
 from verticals.finance.fraud.store_embedded import EmbeddedStore
 from verticals.finance.fraud.synthetic import synthetic_transactions
 
@@ -291,6 +291,44 @@ def test_a_new_version_takes_over_from_a_stream_that_never_pauses(
     assert isinstance(answer, Decision)
     assert answer.version == "new"
     assert store.versions()["new"] == store.last
+
+
+@pytest.mark.parametrize("times", [3, 20])
+def test_requests_are_scored_again_while_other_workers_are_faster(
+    model: Trained, store: EmbeddedStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, times: int
+) -> None:
+    predictor, requests, commit = model.predictor(store), requests_of(table_of(model).slice(0, 30)), store.commit
+    faster = iter(range(times))
+
+    def after_others(*given: Any, **options: Any) -> Any:
+        if next(faster, None) is not None:
+            raise Stale("another worker was faster")
+        return commit(*given, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "commit", after_others)
+        answers = predictor(requests)
+    with EmbeddedStore(tmp_path / "alone.sqlite") as alone:
+        undisturbed = model.predictor(alone)(requests)
+    for answer, expected in zip(answers, undisturbed, strict=True):
+        assert isinstance(answer, Decision)
+        assert isinstance(expected, Decision)
+        assert answer.score == pytest.approx(expected.score, abs=1e-6)
+    assert predictor(requests) == answers
+    assert predictor.warm() == (0 if times == 3 else len(requests))  # what others beat too often is caught up later
+
+
+def test_workers_that_are_always_faster_are_told_of(
+    model: Trained, store: EmbeddedStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(*given: Any, **options: Any) -> Any:
+        raise Stale("another worker was faster")
+
+    predictor = model.predictor(store)
+    monkeypatch.setattr(store, "commit", never)
+    with pytest.raises(Unavailable, match="nothing was written: send it again"):
+        one(predictor)
+    assert store.count() == 0
 
 
 def test_the_decision_log_holds_no_card(model: Trained, store: EmbeddedStore) -> None:

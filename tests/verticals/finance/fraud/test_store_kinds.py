@@ -11,7 +11,7 @@ import pytest
 import redis
 
 from core.durable.journal import Journal
-from core.errors import ArtifactError, CapacityError
+from core.errors import ArtifactError, Unavailable
 from tests.servers import free_port, running_redis
 from tests.verticals.finance.fraud.test_store import CARD, SHOP, START, chunks, event, history
 from verticals.finance.fraud.store import Event, Stale
@@ -135,7 +135,7 @@ def test_a_server_without_memory_writes_nothing(tmp_path: Path, name: str) -> No
     with running_redis(tmp_path) as url, RedisStore(url, name=name) as store, redis.Redis.from_url(url) as client:
         store.commit([event("a")])
         client.config_set("maxmemory", "1mb")
-        with pytest.raises(CapacityError, match="out of memory, nothing was written"):
+        with pytest.raises(Unavailable, match="out of memory, nothing was written"):
             store.commit([event("b", 1)])
         client.config_set("maxmemory", "0")
         assert store.commit([event("c", 1)])[0].seq == 2
@@ -147,12 +147,12 @@ def test_a_server_that_went_and_came_back(tmp_path: Path, name: str) -> None:
     with running_redis(tmp_path, port) as url:
         store = RedisStore(url, name=name)
         store.commit([event("a")], states={CARD: b"s"}, version="v", after=0)
-    with pytest.raises(CapacityError, match="does not answer"):
+    with pytest.raises(Unavailable, match="does not answer"):
         store.commit([event("b", 1)])
     with running_redis(tmp_path, port):
         assert store.commit([event("a")])[0].new is False
         assert store.commit([event("b", 1)])[0].seq == 2
         assert store.states("v", [CARD]) == (1, {CARD: b"s"})
         store.close()
-    with pytest.raises(CapacityError, match="does not answer"):
+    with pytest.raises(Unavailable, match="does not answer"):
         RedisStore(url, name=name)
