@@ -18,7 +18,7 @@ import argparse
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -145,20 +145,27 @@ def interval(difference: NDArray[np.float64], group: NDArray[Any]) -> tuple[floa
     return float(low), float(high)
 
 
-def scored(dataset: Dataset, plan: Plan, folder: Path) -> list[Record]:
-    """Accuracy of every network and way, mean over seeds, and what it loses against its teacher in torch eager."""
+Ways = dict[tuple[float, str], Session]
+"""By share that is pruned and way."""
+
+
+def scored(dataset: Dataset, plan: Plan, folder: Path) -> tuple[list[Record], Ways]:
+    """Accuracy of every network and way, mean over seeds, and what it loses against its teacher in torch eager; and the
+    first seed's sessions."""
     split = crops_of(dataset, plan.held)
     crops = split.held.rows(np.arange(len(split.held.label)) % 12 == 0) if plan.quick else split.held
     chosen = calibration_rows(split.train.label, 12 if plan.quick else CALIBRATION)
     pixels = torch.from_numpy(split.train.pixels[chosen])
     found: dict[tuple[float, str], list[NDArray[np.bool_]]] = {}
     size: dict[tuple[float, str], int] = {}
+    first: Ways = {}
     for seed in plan.seeds:
         for ratio in (0.0, *plan.ratios):
             job = Job(dataset, plan.held, seed, ratio)
             for way in variants(network_of(job, plan.cache), SIDE, pixels, folder / job.name):
                 found.setdefault((ratio, way.name), []).append(right(way.session, crops))
                 size[ratio, way.name] = way.bytes
+                first.setdefault((ratio, way.name), way.session)
     teacher = np.stack(found[0.0, EAGER]).astype(float)
     rows = []
     for key, each in found.items():
@@ -183,31 +190,36 @@ def scored(dataset: Dataset, plan: Plan, folder: Path) -> list[Record]:
                 "times_smaller": size[0.0, EAGER] / size[key],
             }
         )
-    return rows
+    return rows, first
 
 
-def timed(dataset: Dataset, plan: Plan, folder: Path) -> dict[tuple[int, float, str], float]:
+def timed(dataset: Dataset, plan: Plan, opened: Ways, folder: Path) -> dict[tuple[int, float, str], float]:
     """Median milliseconds of one picture by (side, ratio, way), of the first seed's networks; all in turns."""
     crops = crops_of(dataset, plan.held).train
     pixels = torch.from_numpy(crops.pixels[calibration_rows(crops.label, 12)])
     found: dict[tuple[int, float, str], float] = {}
     for side in plan.sides:
         image = {"image": view(pixels[:1], side).contiguous().numpy()}
-        ways: dict[tuple[float, str], Callable[[], object]] = {}
-        for ratio in (0.0, *plan.ratios):
-            network = network_of(Job(dataset, plan.held, 0, ratio), plan.cache)
-            for way in variants(network, side, pixels, folder / f"{side}-{ratio}"):
-                ways[ratio, way.name] = partial(way.session, image)
-        taken = interleaved({str(key): way for key, way in ways.items()}, 20 if plan.quick else 100)
+        ways = opened  # at SIDE
+        if side != SIDE:
+            networks = {
+                ratio: network_of(Job(dataset, plan.held, 0, ratio), plan.cache) for ratio in (0.0, *plan.ratios)
+            }
+            ways = {
+                (ratio, way.name): way.session
+                for ratio, network in networks.items()
+                for way in variants(network, side, pixels, folder / f"{side}-{ratio}")
+            }
+        taken = interleaved({str(key): partial(way, image) for key, way in ways.items()}, 20 if plan.quick else 100)
         found |= {(side, *key): float(np.median(taken[str(key)].wall)) for key in ways}
     return found
 
 
-def judged(rows: list[Record], dataset: Dataset) -> list[Record]:
+def judged(rows: list[Record], dataset: Dataset, side: int) -> list[Record]:
     """The goals, for the row that was chosen on validation boards and steel before the test crops were scored."""
     one = next(row for row in rows if (row["pruned"], row["way"]) == CHOSEN)
     name = f"{dataset}, {one['pruned']:.0%} pruned, {one['way']}"
-    eager, whole = one["x_eager_224"], one["x_float_224"]
+    eager, whole = one[f"x_eager_{side}"], one[f"x_float_{side}"]
     loss = f"{one['loss']:.2f}, {one['loss_low']:.2f} to {one['loss_high']:.2f}"
     return [
         goal(f"{name}: at least 7 times smaller ({one['times_smaller']:.1f})", one["times_smaller"] >= 7),
@@ -217,7 +229,7 @@ def judged(rows: list[Record], dataset: Dataset) -> list[Record]:
     ]
 
 
-def drawn(rows: list[Record], path: Path) -> None:
+def drawn(rows: list[Record], side: int, path: Path) -> None:
     """The frontier as a picture: one panel a dataset."""
     from core.evaluation.plots import frontier
     from pipelines.chain import standalone
@@ -227,7 +239,7 @@ def drawn(rows: list[Record], path: Path) -> None:
             {
                 "model": row["way"],
                 "series": f"{row['pruned']:.0%} pruned",
-                "p50_ms": row["ms_224"],
+                "p50_ms": row[f"ms_{side}"],
                 "value": row["accuracy"],
                 "low": row["low"],
                 "high": row["high"],
@@ -258,7 +270,7 @@ def main() -> None:
         held=given.held,
         seeds=range(1 if given.quick else given.seeds),
         ratios=(0.5,) if given.quick else (0.35, 0.5),
-        sides=(224,) if given.quick else (224, 128),
+        sides=(SIDE,) if given.quick else (224, SIDE),
         cache=given.cache / "quick" if given.quick else given.cache,
         quick=given.quick,
     )
@@ -269,8 +281,8 @@ def main() -> None:
     print(f"  training: {sum(seconds.values()) / 60:.0f} minutes of one core in all")
     with tempfile.TemporaryDirectory() as temporary:
         for dataset in plan.datasets:
-            part = scored(dataset, plan, Path(temporary) / dataset / "scored")
-            times = timed(dataset, plan, Path(temporary) / dataset / "timed")
+            part, ways = scored(dataset, plan, Path(temporary) / dataset / "scored")
+            times = timed(dataset, plan, ways, Path(temporary) / dataset / "timed")
             for row in part:
                 for side in plan.sides:
                     own = times[side, row["pruned"], row["way"]]
@@ -284,11 +296,11 @@ def main() -> None:
                 [{key: value for key, value in row.items() if key != "dataset"} for row in part],
                 "loss: points of accuracy against the unpruned network in torch eager, 95 % over pictures",
             )
-            goals += judged(part, dataset)
+            goals += judged(part, dataset, plan.sides[0])
             rows += part
         transformer, shared = shared_rows(Path(temporary), plan.quick, cache=plan.cache)
     if given.picture:
-        drawn(rows, given.picture)
+        drawn(rows, plan.sides[0], given.picture)
     keep(given.json, machine=machine(), rows=rows, transformer=transformer, goals=goals + shared, seconds=seconds)
 
 
