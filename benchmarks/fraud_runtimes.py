@@ -106,7 +106,7 @@ def own_forward(run: Path) -> Callable[[], object]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="the debug recipe on synthetic data: under a minute")
+    parser.add_argument("--quick", action="store_true", help="the debug recipe on synthetic data: about a minute")
     parser.add_argument("--json", metavar="FILE", help="the tables as records")
     parser.add_argument("--weeks", type=int, default=8, help="of the handbook's file (default: 8)")
     given = parser.parse_args()
