@@ -8,7 +8,6 @@ imported only to write to its store: reading and listing stay cheap.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import logging
@@ -17,23 +16,21 @@ import os
 import re
 import shutil
 import tempfile
-import uuid
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NoReturn
 
+from core.aliases import State, alias_file, checked, locked, read_states, replace, store, sync
 from core.errors import ArtifactError
 
 LAYOUT = 1
-"""Of the version's directory and of the alias file; another number is refused."""
+"""Of the version's directory; another number is refused."""
 
 FILES = ("config.yaml", "constants.json", "data.json", "model.safetensors", "report.json", "report.html")
 """What a version made of a run consists of, beside `manifest.json` and BentoML's own `model.yaml`."""
 
-_NAME = re.compile(r"[a-z0-9](?:[-._a-z0-9]{0,61}[a-z0-9])?")
 _VERSION = re.compile(r"\d{8}t\d{6}-[0-9a-f]{8}")
 logger = logging.getLogger(__name__)
 
@@ -56,25 +53,6 @@ class Version:
     """Override of the threshold that the model was registered with; None where there is none."""
 
 
-@dataclass(frozen=True)
-class _State:
-    """One application's part of the alias file."""
-
-    aliases: dict[str, str] = field(default_factory=dict)
-    thresholds: dict[str, float] = field(default_factory=dict)
-
-
-def store() -> Path:
-    """The BentoML model store: `models` below BENTOML_HOME (default: `bentoml` in the home folder)."""
-    home = os.path.expandvars(os.environ.get("BENTOML_HOME") or "~/bentoml")
-    return Path(home).expanduser() / "models"
-
-
-def alias_file() -> Path:
-    """Where aliases and thresholds are; its modification time tells a service that they changed."""
-    return store().parent / "verticals" / "aliases.json"
-
-
 def register(run_directory: Path, application: str) -> str:
     """Copies a finished run, or an exported artifact, into the model store. The version appears whole or not at all.
 
@@ -85,7 +63,7 @@ def register(run_directory: Path, application: str) -> str:
         ArtifactError: the run is unfinished (the missing file is named) or belongs to another application; the artifact
             has no report of parity that passed on these very files.
     """
-    _checked(application, "application")
+    checked(application, "application")
     exported = (run_directory / "artifact.json").is_file()
     parts = _of_artifact(run_directory, application) if exported else FILES
     for name in (*parts, "code.json"):
@@ -123,13 +101,13 @@ def register(run_directory: Path, application: str) -> str:
             shutil.copytree(files, model.path, dirs_exist_ok=True)
         whole = Path(staging) / application / version
         for path in whole.iterdir():
-            _sync(path)
-        _sync(whole)
+            sync(path)
+        sync(whole)
         target = store() / application / version
         target.parent.mkdir(parents=True, exist_ok=True)
         os.rename(whole, target)
-        _sync(target.parent)
-        _replace(target.parent / "latest", version)
+        sync(target.parent)
+        replace(target.parent / "latest", version)
     return version
 
 
@@ -152,7 +130,7 @@ def versions(application: str) -> list[Version]:
 
     A version whose manifest or report is damaged is left out, with a warning in the log.
     """
-    state = _read_state().get(_checked(application, "application"), _State())
+    state = read_states().get(checked(application, "application"), State())
     folder = store() / application
     names = sorted(path.name for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
     found = []
@@ -170,7 +148,7 @@ def resolve(application: str, name: str = "production") -> Version:
     Raises:
         ArtifactError: there is none (says which command makes one), or a file differs, is missing or is foreign.
     """
-    state = _read_state().get(_checked(application, "application"), _State())
+    state = read_states().get(checked(application, "application"), State())
     version = state.aliases.get(name, name)
     if not _VERSION.fullmatch(version) or not (store() / application / version).is_dir():
         _raise_unknown(application, name, state)
@@ -194,12 +172,12 @@ def resolve(application: str, name: str = "production") -> Version:
 
 def aliases(application: str) -> dict[str, str]:
     """Alias -> version."""
-    return dict(_read_state().get(_checked(application, "application"), _State()).aliases)
+    return dict(read_states().get(checked(application, "application"), State()).aliases)
 
 
 def thresholds(application: str) -> dict[str, float]:
     """Version -> threshold override."""
-    return dict(_read_state().get(_checked(application, "application"), _State()).thresholds)
+    return dict(read_states().get(checked(application, "application"), State()).thresholds)
 
 
 def set_alias(application: str, alias: str, name: str) -> Version:
@@ -208,12 +186,12 @@ def set_alias(application: str, alias: str, name: str) -> Version:
     Raises:
         ArtifactError: no such version, or it is damaged.
     """
-    if _VERSION.fullmatch(_checked(alias, "alias")):
+    if _VERSION.fullmatch(checked(alias, "alias")):
         raise ArtifactError(f"alias {alias!r} has the form of a version; give a word, as `candidate` or `production`")
-    with _locked() as states:
+    with locked() as states:
         found = resolve(application, name)
-        states.setdefault(application, _State()).aliases[alias] = found.version
-    return _open(application, found.version, _read_state()[application])
+        states.setdefault(application, State()).aliases[alias] = found.version
+    return _open(application, found.version, read_states()[application])
 
 
 def set_threshold(application: str, name: str, threshold: float | None) -> None:
@@ -226,9 +204,9 @@ def set_threshold(application: str, name: str, threshold: float | None) -> None:
     """
     if threshold is not None and not math.isfinite(threshold):
         raise ArtifactError(f"threshold {threshold} is not a finite number")
-    with _locked() as states:
+    with locked() as states:
         version = resolve(application, name).version
-        overrides = states.setdefault(application, _State()).thresholds
+        overrides = states.setdefault(application, State()).thresholds
         overrides.pop(version, None)
         if threshold is not None:
             overrides[version] = float(threshold)
@@ -240,8 +218,8 @@ def delete(application: str, version: str) -> None:
     Raises:
         ArtifactError: an alias points to it, or there is no such version.
     """
-    with _locked() as states:
-        state = states.get(_checked(application, "application"), _State())
+    with locked() as states:
+        state = states.get(checked(application, "application"), State())
         if version in state.aliases:
             raise ArtifactError(f"{version} is an alias; give the version itself, {state.aliases[version]}")
         if not _VERSION.fullmatch(version) or not (store() / application / version).is_dir():
@@ -257,7 +235,7 @@ def delete(application: str, version: str) -> None:
         state.thresholds.pop(version, None)
 
 
-def _open(application: str, version: str, state: _State) -> Version:
+def _open(application: str, version: str, state: State) -> Version:
     """A version by its manifest, which has to be the one that its name was made from."""
     path = store() / application / version
     manifest_path = path / "manifest.json"
@@ -291,7 +269,7 @@ def _open(application: str, version: str, state: _State) -> Version:
     )
 
 
-def _raise_unknown(application: str, name: str, state: _State) -> NoReturn:
+def _raise_unknown(application: str, name: str, state: State) -> NoReturn:
     folder = store() / application
     known = sorted(path.name for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
     if not known:
@@ -313,72 +291,6 @@ def _repair(application: str) -> str:
     return f"restore it from a copy, choose another version, or make a new one with: verticals train {application}"
 
 
-def _read_state() -> dict[str, _State]:
-    """The alias file, whole and checked; no file is no alias.
-
-    Raises:
-        ArtifactError: the file is damaged.
-    """
-    path = alias_file()
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        if record["layout"] != LAYOUT:
-            raise ValueError(f"layout {record['layout']}, this code reads {LAYOUT}")
-        states = {
-            _checked(application, "application"): _State(
-                {_checked(alias, "alias"): _checked(version, "version") for alias, version in part["aliases"].items()},
-                {_checked(version, "version"): float(value) for version, value in part["thresholds"].items()},
-            )
-            for application, part in record["applications"].items()
-        }
-        if not all(math.isfinite(value) for state in states.values() for value in state.thresholds.values()):
-            raise ValueError("a threshold is not a finite number")
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, ArtifactError) as error:
-        raise ArtifactError(
-            f"the alias file {path} is damaged ({type(error).__name__}: {error}); restore it from a copy, or delete it "
-            "and set the aliases again: the versions themselves are untouched"
-        ) from None
-    return states
-
-
-@contextmanager
-def _locked() -> Iterator[dict[str, _State]]:
-    """Gives the applications' states to change; what is there at the end is written, unless the block raises."""
-    path = alias_file()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path.parent / "aliases.lock", "a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        states = _read_state()
-        yield states
-        applications = {
-            application: {"aliases": state.aliases, "thresholds": state.thresholds}
-            for application, state in sorted(states.items())
-        }
-        _replace(path, json.dumps({"layout": LAYOUT, "applications": applications}, indent=1))
-
-
-def _replace(path: Path, text: str) -> None:
-    """Writes a file so that a reader, or a restart after a power cut, sees the old text or the new one."""
-    part = path.with_name(f"{path.name}.{uuid.uuid4().hex}.part")
-    with open(part, "w", encoding="utf-8") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(part, path)
-    _sync(path.parent)
-
-
-def _sync(path: Path) -> None:
-    """Puts a file's content, or a directory's entries, on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def _sha256(path: Path) -> str:
     with open(path, "rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
@@ -393,13 +305,6 @@ def _read_json(path: Path) -> dict[str, Any]:
         return dict(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:
         raise ArtifactError(f"{path} is missing or damaged ({error}); restore it from a copy") from None
-
-
-def _checked(name: Any, kind: str) -> str:
-    """A name that is legal as a BentoML tag, and so as a folder."""
-    if not isinstance(name, str) or not _NAME.fullmatch(name):
-        raise ArtifactError(f"{kind} {name!r} is not allowed: up to 63 small letters, digits, '-', '_' and '.'")
-    return name
 
 
 def keep_private() -> None:

@@ -20,6 +20,7 @@ from bentoml._internal.context import server_context  # private: tests/core/serv
 from bentoml.exceptions import BentoMLException
 
 from core import registry
+from core.aliases import alias_file
 from core.errors import ArtifactError, VerticalsError
 from core.monitoring import metrics
 from core.registry import Version
@@ -181,7 +182,7 @@ def settle() -> None:
 
 def _signature() -> tuple[int, int, int] | None:
     try:
-        status = registry.alias_file().stat()
+        status = alias_file().stat()
     except FileNotFoundError:
         return None
     return status.st_mtime_ns, status.st_ino, status.st_size

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from core import registry
+from core.aliases import alias_file, store
 from core.errors import ArtifactError
 
 with warnings.catch_warnings():
@@ -61,16 +62,16 @@ def test_bentoml_knows_it_too(run: Path) -> None:
     from bentoml._internal.models import ModelStore
 
     versions = [registry.register(run, NAME) for _ in range(2)]
-    store = ModelStore(registry.store())
-    assert sorted(str(model.tag) for model in bentoml.models.list(NAME, _model_store=store)) == sorted(
+    opened = ModelStore(store())
+    assert sorted(str(model.tag) for model in bentoml.models.list(NAME, _model_store=opened)) == sorted(
         f"{NAME}:{v}" for v in versions
     )
-    assert bentoml.models.get(f"{NAME}:latest", _model_store=store).tag.version == versions[-1]
+    assert bentoml.models.get(f"{NAME}:latest", _model_store=opened).tag.version == versions[-1]
 
 
 def test_a_damaged_version_does_not_hide_the_others(run: Path, caplog: pytest.LogCaptureFixture) -> None:
     good, bad = registry.register(run, NAME), registry.register(run, NAME)
-    (registry.store() / NAME / bad / "manifest.json").write_text("{")
+    (store() / NAME / bad / "manifest.json").write_text("{")
     assert [version.version for version in registry.versions(NAME)] == [good]
     assert bad in caplog.text
 
@@ -133,7 +134,7 @@ def test_an_unknown_name_lists_what_there_is(run: Path) -> None:
 @pytest.mark.parametrize("name", registry.FILES)
 def test_a_changed_file_is_named(run: Path, name: str) -> None:
     version = registry.register(run, NAME)
-    path = registry.store() / NAME / version / name
+    path = store() / NAME / version / name
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     path.write_bytes(content)
@@ -144,28 +145,28 @@ def test_a_changed_file_is_named(run: Path, name: str) -> None:
 @pytest.mark.parametrize("name", [*registry.FILES, "manifest.json"])
 def test_a_missing_file_is_named(run: Path, name: str) -> None:
     version = registry.register(run, NAME)
-    (registry.store() / NAME / version / name).unlink()
+    (store() / NAME / version / name).unlink()
     with pytest.raises(ArtifactError, match=name.replace(".", r"\.")):
         registry.resolve(NAME, version)
 
 
 def test_a_truncated_weight_file_is_named(run: Path) -> None:
     version = registry.register(run, NAME)
-    os.truncate(registry.store() / NAME / version / "model.safetensors", 500)
+    os.truncate(store() / NAME / version / "model.safetensors", 500)
     with pytest.raises(ArtifactError, match=r"model\.safetensors is not what was registered"):
         registry.resolve(NAME, version)
 
 
 def test_an_added_file_is_named(run: Path) -> None:
     version = registry.register(run, NAME)
-    (registry.store() / NAME / version / "model.pkl").write_bytes(b"")
+    (store() / NAME / version / "model.pkl").write_bytes(b"")
     with pytest.raises(ArtifactError, match=r"model\.pkl was added"):
         registry.resolve(NAME, version)
 
 
 def test_a_model_of_another_application_is_refused(run: Path) -> None:
     version = registry.register(run, NAME)
-    shutil.copytree(registry.store() / NAME, registry.store() / "finance.aml")
+    shutil.copytree(store() / NAME, store() / "finance.aml")
     with pytest.raises(ArtifactError, match=r"a model of finance\.fraud, not of finance\.aml"):
         registry.resolve("finance.aml", version)
 
@@ -179,7 +180,7 @@ def test_a_model_of_another_application_is_refused(run: Path) -> None:
 )
 def test_a_changed_manifest_is_refused(run: Path, change: dict[str, object], text: str) -> None:
     version = registry.register(run, NAME)
-    path = registry.store() / NAME / version / "manifest.json"
+    path = store() / NAME / version / "manifest.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
     with pytest.raises(ArtifactError, match=text):
         registry.resolve(NAME, version)
@@ -217,7 +218,7 @@ def test_an_alias_cannot_point_at_nothing_or_damage(run: Path) -> None:
     with pytest.raises(ArtifactError, match="form of a version"):
         registry.set_alias(NAME, version, version)
     broken = registry.register(run, NAME)
-    (registry.store() / NAME / broken / "model.safetensors").write_bytes(b"")
+    (store() / NAME / broken / "model.safetensors").write_bytes(b"")
     with pytest.raises(ArtifactError, match="safetensors"):
         registry.set_alias(NAME, "production", broken)
     assert registry.aliases(NAME) == {"production": version}
@@ -265,7 +266,7 @@ def test_a_version_in_use_is_not_deleted(run: Path) -> None:
 def test_an_alias_of_a_version_that_is_gone_says_so(run: Path) -> None:
     first, second = registry.register(run, NAME), registry.register(run, NAME)
     registry.set_alias(NAME, "production", first)
-    shutil.rmtree(registry.store() / NAME / first)
+    shutil.rmtree(store() / NAME / first)
     with pytest.raises(
         ArtifactError, match=f"production of finance.fraud is {first}, which is gone; known are {second}"
     ):
@@ -290,8 +291,8 @@ def test_an_alias_of_a_version_that_is_gone_says_so(run: Path) -> None:
 )
 def test_a_damaged_alias_file_says_what_to_do_and_is_not_overwritten(run: Path, text: str) -> None:
     version = registry.register(run, NAME)
-    registry.alias_file().write_bytes(text.encode(errors="surrogateescape"))
-    before = registry.alias_file().read_bytes()
+    alias_file().write_bytes(text.encode(errors="surrogateescape"))
+    before = alias_file().read_bytes()
     for call in (
         lambda: registry.resolve(NAME),
         lambda: registry.versions(NAME),
@@ -299,7 +300,7 @@ def test_a_damaged_alias_file_says_what_to_do_and_is_not_overwritten(run: Path, 
     ):
         with pytest.raises(ArtifactError, match=r"aliases\.json is damaged .* restore it from a copy, or delete it"):
             call()
-    assert registry.alias_file().read_bytes() == before
+    assert alias_file().read_bytes() == before
 
 
 WRITER = """

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from core import registry
+from core.aliases import store
 from core.errors import ArtifactError
 from core.inference import artifact
 
@@ -66,7 +67,7 @@ def test_an_artifact_becomes_a_version_with_all_its_files(exported: Path) -> Non
 @pytest.mark.parametrize("name", ["model.onnx", "artifact.json", "parity.json", "report.html"])
 def test_a_byte_of_an_artifact_that_changes_afterwards_is_refused(exported: Path, name: str) -> None:
     version = registry.register(exported, NAME)
-    path = registry.store() / NAME / version / name
+    path = store() / NAME / version / name
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)

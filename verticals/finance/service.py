@@ -75,7 +75,7 @@ class Finance:
     def __init__(self) -> None:
         import torch
 
-        import core.inference.session_onnx  # noqa: F401  # now: under load an import takes half a minute
+        import core.inference.session_onnx  # noqa: F401  # now, and not beside requests
 
         self._threads = threads()
         torch.set_num_threads(self._threads)

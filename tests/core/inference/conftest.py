@@ -1,19 +1,21 @@
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from core.contract import Session
+from core.contract import Arrays, Session
 from core.inference import artifact
 from core.inference.export import write_network
 from core.inference.session import SessionConfig, TorchSession
 
 Opened = Callable[..., tuple[Session, Session]]
+FORMATS: tuple[artifact.Format, ...] = ("torch", "onnx", "openvino")
 
 
 @pytest.fixture(scope="session")
@@ -54,3 +56,22 @@ def network_of(kind: type[nn.Module]) -> nn.Module:
 def record_of(kind: type[Any], format: artifact.Format, **more: Any) -> artifact.Record:
     fields = {"application": "test.network", "source": "run", "form": "network", "runtime": "", "precision": "float32"}
     return artifact.Record(**{**fields, **more}, format=format, inputs=kind.inputs, outputs=kind.outputs)
+
+
+def drawn(session: Session, seed: int = 0, **sizes: int) -> Arrays:
+    """Random arrays that fit a session."""
+    random = np.random.default_rng(seed)
+    arrays = {}
+    for spec in session.inputs:
+        values = random.normal(size=[axis if isinstance(axis, int) else sizes[axis] for axis in spec.shape])
+        arrays[spec.name] = np.asarray(values > 0 if spec.dtype == "bool" else values * 3).astype(spec.dtype)
+    return arrays
+
+
+def assert_same(found: Mapping[str, Any], wanted: Mapping[str, Any], tolerance: float = 2e-6) -> None:
+    """Relative to the largest value of each tensor."""
+    assert list(found) == list(wanted)
+    for name, true in wanted.items():
+        assert (found[name].dtype, found[name].shape) == (true.dtype, true.shape)
+        scale = float(np.abs(true.astype(np.float64)).max(initial=1e-3))
+        np.testing.assert_allclose(found[name] / scale, true / scale, rtol=0, atol=tolerance, err_msg=name)

@@ -16,7 +16,7 @@ from bentoml._internal.server.http.traffic import MaxConcurrencyMiddleware, Time
 from bentoml._internal.utils.analytics.usage_stats import do_not_track
 from opentelemetry.instrumentation.asgi import OpenTelemetryMiddleware
 
-from core import registry
+from core.aliases import store
 from tests.core.serving import echo
 
 
@@ -66,4 +66,4 @@ def test_the_model_store_is_a_folder(tmp_path: Path, home: Path) -> None:
     with create("a.b:1", _model_store=ModelStore(tmp_path / "models")):
         pass
     assert (tmp_path / "models/a.b/1/model.yaml").is_file()
-    assert registry.store() == home / "models"
+    assert store() == home / "models"

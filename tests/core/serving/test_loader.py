@@ -11,6 +11,7 @@ import pytest
 from bentoml.exceptions import BentoMLException
 
 from core import registry
+from core.aliases import alias_file, store
 from core.errors import ArtifactError
 from core.registry import Version
 from core.serving.loader import Loader, require
@@ -124,12 +125,12 @@ def test_a_broken_change_leaves_what_answers_and_is_said_once(
         elif fault == "file":
             second = release(2.0)
             _until(lambda: recorder.loader.live.version.version == second)
-            path = registry.store() / echo.NAME / first / "model.safetensors"
+            path = store() / echo.NAME / first / "model.safetensors"
             path.write_bytes(path.read_bytes()[::-1])
-            aliases = registry.alias_file()
+            aliases = alias_file()
             aliases.write_text(aliases.read_text().replace(second, first) + "\n")
         else:
-            registry.alias_file().write_text("{")
+            alias_file().write_text("{")
         before = recorder.loader.live
         _until(lambda: said in caplog.text)
         time.sleep(0.1)
@@ -137,7 +138,7 @@ def test_a_broken_change_leaves_what_answers_and_is_said_once(
     assert len([record for record in caplog.records if said in record.getMessage()]) == 1
     recorder.broken_warm = False
     if fault == "aliases":
-        registry.alias_file().unlink()
+        alias_file().unlink()
     third = release(7.0)
     _until(lambda: recorder.loader.live.version.version == third)
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from core import registry
+from core.aliases import alias_file
 from core.errors import ConfigError
 from core.training.log import progress
 from verticals.finance.fraud.config import FraudConfig
@@ -21,7 +21,7 @@ STORE = "VERTICALS_FRAUD_STORE"
 
 def store_url(url: str | None = None) -> str:
     """Where the store is: as given, else the environment's, else a file beside the model registry."""
-    return url or os.environ.get(STORE) or str(registry.alias_file().parent / "finance.fraud.sqlite")
+    return url or os.environ.get(STORE) or str(alias_file().parent / "finance.fraud.sqlite")
 
 
 def open_store(url: str | None = None) -> EventStore:
