@@ -117,6 +117,16 @@ class Metrics(Protocol):
         """Sections of `core.evaluation.report`; `steps` are the lines of metrics.jsonl."""
 
 
+class Archive(Protocol):
+    """Where a hospital or a factory keeps its pictures."""
+
+    def fetch(self, study: str, series: str | None, folder: Path) -> None:
+        """Writes a series into a folder that the application can read. Raises DataError, Unavailable."""
+
+    def store(self, answer: Path) -> int:
+        """Sends what `Application.predict` wrote; how many objects that were. Raises DataError, Unavailable."""
+
+
 @dataclass(frozen=True)
 class Limits:
     """How far an artifact may stand from the network that it was made of."""
@@ -166,8 +176,13 @@ class Application:
     """(predictor, data, split) -> Metrics."""
     samples: Callable[..., Any]
     """(config, source) -> Data over a file, every labelled row of it in the split `all`: for `verticals evaluate -i`."""
-    answers: Callable[..., Iterator[Mapping[str, NDArray[Any]]]]
-    """(predictor, config, source) -> named columns of the answers to a file, chunk by chunk in bounded memory."""
+    predict: Callable[..., dict[str, Any]]
+    """(predictor, config, source, target path) -> writes the answers to a file or folder, whole or not at all and in bounded
+    memory, and says what was done, `text` among it."""
+    cost: Callable[..., Estimate] | None
+    """(predictor, config, source) -> the most that `predict` will take, from headers alone; None where no file is too large."""
+    archive: Callable[[str], Archive] | None
+    """URL -> what inputs may be fetched from and answers stored in; None where there is no such thing."""
     check: Callable[..., dict[str, Any]]
     """(config, source) -> what is in a file; raises DataError that names what is wrong with it."""
     synthesize: Callable[..., dict[str, Any]]

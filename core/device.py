@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import platform
 import random
+import threading
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -50,6 +52,50 @@ def peak_bytes() -> int:
 
     scale = 1 if platform.system() == "Darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale
+
+
+def resident_bytes() -> int:
+    """What this process holds in memory now; its peak where the system tells nothing else."""
+    status = Path("/proc/self/statm")
+    if status.exists():
+        return int(status.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    return peak_bytes()
+
+
+def memory_limit() -> int:
+    """Bytes that this process may come to hold: the container's limit, else what the machine has free now and what the
+    process holds already."""
+    found = []
+    for name in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        with suppress(OSError, ValueError):
+            found.append(int(Path(name).read_text()))
+    with suppress(OSError, StopIteration):
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+        found.append(free + resident_bytes())
+    return min(found, default=2**62)
+
+
+class PeakWatch:
+    """Within the block, `bytes` is the most that the process held, looked at every millisecond."""
+
+    def __init__(self) -> None:
+        self.bytes = 0
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._look, daemon=True)
+
+    def _look(self) -> None:
+        while not self._done.wait(0.001):
+            self.bytes = max(self.bytes, resident_bytes())
+
+    def __enter__(self) -> Self:
+        self.bytes = resident_bytes()
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._done.set()
+        self._thread.join()
 
 
 def machine() -> dict[str, Any]:

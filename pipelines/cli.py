@@ -80,10 +80,15 @@ def parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--split", default="test", choices=("validation", "test"), help="which days (default: test)")
     evaluate.add_argument("--report", metavar="HTML", help="write the report with plots here")
 
-    predict = verb("predict", "answer every row of a file, in bounded memory")
+    predict = verb("predict", "answer a file, in bounded memory")
     versioned(predict)
-    predict.add_argument("-i", "--input", required=True, metavar="FILE")
-    predict.add_argument("-o", "--output", required=True, metavar="FILE", help=".parquet, .csv or .jsonl")
+    predict.add_argument("-i", "--input", metavar="FILE", help="a table; a scan (.nii.gz, zip or folder of DICOM)")
+    predict.add_argument("-o", "--output", metavar="FILE", help=".parquet, .csv or .jsonl; of scans a new folder")
+    predict.add_argument("--dry-run", action="store_true", help="promise memory and time, and answer nothing")
+    predict.add_argument("--from-dicomweb", metavar="URL", help="fetch the input from this archive (DICOMweb)")
+    predict.add_argument("--study", metavar="UID", help="what to fetch")
+    predict.add_argument("--series", metavar="UID", help="one series of the study, where it has several")
+    predict.add_argument("--store", action="store_true", help="send the answer back to the archive")
     predict.add_argument(
         "--set",
         action="append",

@@ -1,116 +1,135 @@
-"""`verticals predict`: the answer to every row of a file, in bounded memory, written whole or not at all."""
+"""`verticals predict`: the answers to a file, in bounded memory, written whole or not at all; or what they would cost."""
 
 from __future__ import annotations
 
-import json
-import os
+import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.csv
-import pyarrow.parquet
-from numpy.typing import NDArray
-
-from core.device import peak_bytes
-from core.errors import DataError
-from core.training.log import progress
+from core.contract import Application, Archive
+from core.device import memory_limit, peak_bytes
+from core.errors import ConfigError, DataError
 from pipelines.model import open_model
-
-Columns = Mapping[str, NDArray[Any]]
-
-
-class Writer(Protocol):
-    """Takes chunks of rows."""
-
-    def write_table(self, table: pa.Table) -> None: ...
-
-    def close(self) -> None: ...
-
-
-class JsonLines:
-    """One JSON object a row."""
-
-    def __init__(self, path: Path) -> None:
-        self._file = path.open("w", encoding="utf-8")
-
-    def write_table(self, table: pa.Table) -> None:
-        self._file.writelines(json.dumps(row, default=str, ensure_ascii=False) + "\n" for row in table.to_pylist())
-
-    def close(self) -> None:
-        self._file.close()
-
-
-FORMATS: dict[str, Callable[[Path, pa.Schema], Any]] = {
-    ".parquet": lambda path, schema: pyarrow.parquet.ParquetWriter(path, schema),
-    ".csv": lambda path, schema: pyarrow.csv.CSVWriter(path, schema),
-    ".jsonl": lambda path, schema: JsonLines(path),
-}
+from verticals import load
 
 
 def predict(
     application: str,
     *,
-    input: str,
-    output: str,
+    input: str | None = None,
+    output: str | None = None,
     version: str = "production",
     run: str | None = None,
     settings: Sequence[str] = (),
+    dry_run: bool = False,
+    from_dicomweb: str | None = None,
+    study: str | None = None,
+    series: str | None = None,
+    store: bool = False,
 ) -> dict[str, Any]:
-    """Scores the file `input` into `output` (.parquet, .csv or .jsonl).
+    """Answers `input`, or what is fetched from an archive, into `output`.
+
+    Args:
+        input: a file or folder, as the application reads it.
+        output: a file or folder, as the application writes it; may be left out with `store` and `dry_run`.
+        settings: how to read the input, as `data.columns.amount=AMT`.
+        dry_run: only promises memory and time; nothing is answered or written.
+        from_dicomweb: URL of an archive to fetch the input from.
+        study: what to fetch: its UID.
+        series: one series of the study, where it has several.
+        store: sends the answer back to the archive.
 
     Raises:
-        DataError: a fault in the file (nothing is written), or an output of another kind.
+        DataError: a fault in the input (nothing is written), or an output of another kind.
+        ConfigError: options that do not go together.
+        CapacityError: the input needs more memory than there is.
+        Unavailable: the archive does not answer.
         ArtifactError: no such model, or it is damaged.
     """
-    target = Path(output)
-    if target.suffix not in FORMATS:
-        raise DataError(f"output {output} has suffix {target.suffix!r}; allowed are {', '.join(FORMATS)}")
-    if not target.resolve().parent.is_dir():
+    app = load(application)
+    _check_options(app, input, output, dry_run, from_dicomweb, study, series, store)
+    if output and not Path(output).resolve().parent.is_dir():
         raise DataError(f"the folder of {output} does not exist; make it first")
-    if target.resolve() == Path(input).resolve():
+    if input and output and Path(output).resolve() == Path(input).resolve():
         raise DataError(f"{output} is the input too; give another name")
     started = time.perf_counter()
-    model = open_model(application, version=version, run=run, as_released=True)
-    config = model.config.override(settings)
-    rows, alerts = 0, 0
-    with _whole(target) as sink, progress() as bar:
-        task = bar.add_task("rows", total=None, note="")
-        writer: Writer | None = None
-        for columns in model.app.answers(model.predictor, config, input):
-            table = pa.table({name: pa.array(values) for name, values in columns.items()})
-            writer = writer or FORMATS[target.suffix](sink, table.schema)
-            writer.write_table(table)
-            rows += len(table)
-            alerts += int(np.sum(columns["decision"] == "alert")) if "decision" in columns else 0
-            bar.update(task, completed=rows)
-        if writer:
-            writer.close()
+    archive = app.archive(from_dicomweb) if app.archive and from_dicomweb else None
+    with _source(archive, input, study, series) as source, tempfile.TemporaryDirectory(prefix="answer-") as spare:
+        model = open_model(application, version=version, run=run, as_released=True)
+        config = model.config.override(settings)
+        if dry_run:
+            assert app.cost is not None
+            return _promise(app.cost(model.predictor, config, source), model.version)
+        target = Path(output) if output else Path(spare) / "answer"
+        answered = app.predict(model.predictor, config, source, target)
+        if archive and store:
+            answered = {**answered, "stored": archive.store(target)}
     seconds = time.perf_counter() - started
-    result = {
+    peak = round(peak_bytes() / 2**30, 2)
+    sent = f"; {answered['stored']} object(s) stored in the archive" if archive and store else ""
+    return {
+        **answered,
         "output": output,
-        "rows": rows,
-        "alerts": alerts,
         "version": model.version,
         "seconds": round(seconds, 2),
-        "peak_gib": round(peak_bytes() / 2**30, 2),
+        "peak_gib": peak,
+        "text": f"{answered['text']} by version {model.version}, {seconds:.1f} s, peak memory {peak} GiB{sent}",
     }
-    return {
-        **result,
-        "text": f"{rows} rows to {output} ({alerts} alerts) by version {model.version}, {seconds:.1f} s, peak memory {result['peak_gib']} GiB",
-    }
+
+
+def _check_options(
+    app: Application,
+    input: str | None,
+    output: str | None,
+    dry_run: bool,
+    from_dicomweb: str | None,
+    study: str | None,
+    series: str | None,
+    store: bool,
+) -> None:
+    if (input is None) == (from_dicomweb is None):
+        raise ConfigError("give either --input FILE or --from-dicomweb URL --study UID")
+    if from_dicomweb is not None and app.archive is None:
+        raise ConfigError(f"{app.name} fetches nothing from archives; give --input FILE")
+    if (from_dicomweb is None) != (study is None):
+        raise ConfigError("--from-dicomweb and --study go together: the archive's URL and the study's UID")
+    if (series or store) and from_dicomweb is None:
+        raise ConfigError("--series and --store go with --from-dicomweb")
+    if dry_run and app.cost is None:
+        raise ConfigError(
+            f"{app.name} answers files of any size in bounded memory: --dry-run has nothing to promise; leave it out"
+        )
+    if not output and not dry_run and not store:
+        raise ConfigError("give --output, where the answer is written to")
 
 
 @contextmanager
-def _whole(target: Path) -> Iterator[Path]:
-    """A file beside the target that takes its name when all is well, and is removed when not."""
-    part = target.with_name(f".{target.name}.part")
-    try:
-        yield part
-        os.replace(part, target)
-    finally:
-        part.unlink(missing_ok=True)
+def _source(archive: Archive | None, input: str | None, study: str | None, series: str | None) -> Iterator[str]:
+    """The input's path; what was fetched is gone when the block ends."""
+    if archive is None:
+        assert input is not None
+        yield input
+        return
+    with tempfile.TemporaryDirectory(prefix="fetched-") as folder:
+        assert study is not None
+        archive.fetch(study, series, Path(folder))
+        yield folder
+
+
+def _promise(cost: Any, version: str) -> dict[str, Any]:
+    """What a dry run says; exit code 1 where the memory would not be enough."""
+    limit = memory_limit()
+    fits = cost.bytes <= limit
+    verdict = "fits" if fits else "does NOT fit"
+    return {
+        "bytes": cost.bytes,
+        "seconds": cost.seconds,
+        "limit_bytes": limit,
+        "fits": fits,
+        "version": version,
+        "text": f"at most {cost.bytes / 1e9:.2f} GB of memory and {cost.seconds:.0f} s by version {version}; it {verdict} into {limit / 1e9:.2f} GB",
+        "exit_code": 0 if fits else 1,
+    }

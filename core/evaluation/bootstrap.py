@@ -121,7 +121,7 @@ def measure(
     n, positives = sum(map(len, tests)), sum(fold.positives for fold in tests)
     return Figures(
         {
-            name: Figure(point, *_interval(drawn[:, column]), n, positives)
+            name: Figure(point, *interval(drawn[:, column]), n, positives)
             for column, (name, point) in enumerate(zip(metrics, points, strict=True))
         }
     )
@@ -157,7 +157,7 @@ def compare(
         tail = min(int((kept <= 0).sum()), int((kept >= 0).sum()))
         p_value = min(1.0, 2.0 * (tail + 1) / (len(kept) + 1)) if len(kept) else float("nan")
         point = _point(ours, metric) - _point(theirs, metric)
-        result[name] = Comparison(point, *_interval(difference), p_value, draws)
+        result[name] = Comparison(point, *interval(difference), p_value, draws)
     return result
 
 
@@ -192,7 +192,7 @@ def _draw(models: Sequence[Sequence[Scored]], metrics: Mapping[str, Metric], dra
     return mean
 
 
-def _interval(drawn: Floats) -> tuple[float, float]:
+def interval(drawn: Floats) -> tuple[float, float]:
     """2.5 and 97.5 percentiles of the draws that exist; nan where none does."""
     kept = drawn[~np.isnan(drawn)]
     if not len(kept):

@@ -171,23 +171,23 @@ class Volume:
 
 
 def resampled(volume: Volume, target: Grid) -> Volume:
-    """A scan on another grid, interpolated linearly; float32. Outside of the scan the nearest voxel, or air where the
+    """A scan on another grid, interpolated linearly; int16. Outside of the scan the nearest voxel, or air where the
     target is turned or sheared against the source."""
     matrix, offset, straight = _mapping(volume.grid, target)
-    out = np.empty(target.shape, np.float32)
+    out = np.empty(target.shape, np.int16)
     mode, outside = ("nearest", 0.0) if straight else ("constant", float(AIR_HU))
     for part in slabs(target.shape):
-        shape = (*target.shape[:2], part.stop - part.start)
-        ndimage.affine_transform(
+        slab = ndimage.affine_transform(
             volume.array,
             np.diag(matrix) if straight else matrix,
             offset + matrix[:, 2] * part.start,
-            output_shape=shape,
-            output=out[:, :, part],
+            output_shape=(*target.shape[:2], part.stop - part.start),
+            output=np.float32,
             order=1,
             mode=mode,
             cval=outside,
         )
+        out[:, :, part] = np.rint(slab, out=slab)
     return Volume(out, target)
 
 
@@ -226,9 +226,7 @@ def _voted(
     source: NDArray[Any], lows: list[NDArray[np.intp]], highs: list[NDArray[np.intp]], shares: list[NDArray[np.float32]]
 ) -> NDArray[Any]:
     """The heaviest label of the eight voxels around each place; they disagree at surfaces only."""
-    corners = [
-        [(highs if corner >> axis & 1 else lows)[axis] for axis in range(3)] for corner in range(8)
-    ]
+    corners = [[(highs if corner >> axis & 1 else lows)[axis] for axis in range(3)] for corner in range(8)]
     first = source[tuple(corners[0])]
     unlike = np.zeros(first.shape, bool)
     for corner in corners[1:]:

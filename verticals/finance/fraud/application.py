@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 
 from core.contract import Application, Limits
 from core.data.pipeline import DataPipeline
+from core.data.tables import TableWriter
+from core.training.log import progress
 from verticals.finance.fraud.calibration import calibration
 from verticals.finance.fraud.config import RECIPES, FraudConfig
 from verticals.finance.fraud.data import FraudData
@@ -39,8 +41,23 @@ def model(config: FraudConfig, made: Mapping[str, Any]) -> FraudNet:
     return FraudNet(config.model, DataPipeline.from_record(made["pipeline"]).feature_names)
 
 
-def answers(predictor: FraudPredictor, config: FraudConfig, source: str) -> Iterator[dict[str, NDArray[Any]]]:
-    """Score and decision of every row of a file, in time order."""
+def predict(predictor: FraudPredictor, config: FraudConfig, source: str, target: Path) -> dict[str, Any]:
+    """Writes score and decision of every row of a file (.parquet, .csv or .jsonl), in time order.
+
+    Raises:
+        DataError: a fault in the file, or an output of another kind; nothing is written.
+    """
+    alerts = 0
+    with TableWriter(target) as table, progress() as bar:
+        task = bar.add_task("rows", total=None, note="")
+        for columns in _answers(predictor, config, source):
+            table.write(columns)
+            alerts += int(np.sum(columns["decision"] == "alert"))
+            bar.update(task, completed=table.rows)
+    return {"rows": table.rows, "alerts": alerts, "text": f"{table.rows} rows to {target} ({alerts} alerts)"}
+
+
+def _answers(predictor: FraudPredictor, config: FraudConfig, source: str) -> Iterator[dict[str, NDArray[Any]]]:
     with ordered(config.data, source) as rows:
         for scores in predictor.stream(read_events(rows)):
             yield {
@@ -113,7 +130,9 @@ APPLICATION = Application(
     predictor=FraudPredictor,
     evaluate=evaluate,
     samples=lambda config, source: FraudData(config, sources=[source]),
-    answers=answers,
+    predict=predict,
+    cost=None,
+    archive=None,
     check=check,
     synthesize=synthesize,
     remember=load_history,

@@ -1,0 +1,114 @@
+"""The settings of CT segmentation, and its recipes: complete configurations by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from pydantic import Field
+
+from core.config import Config
+from core.training.loop import FitConfig
+from core.training.optim import OptimConfig
+from verticals.medical.ct.synthetic import SyntheticConfig
+from verticals.medical.ct.task import LossConfig
+from verticals.medical.sliding import Carry
+
+
+class DataConfig(Config):
+    """Which scans, and how they are split."""
+
+    sources: tuple[str, ...] = Field((), max_length=1)
+    """Folder of a data set in nnU-Net's layout; none means synthetic scans."""
+    fold: int = Field(0, ge=0)
+    """Which split of nnU-Net's splits_final.json."""
+    split_seed: int = 0
+    """Of the split by patient, where the data set has none of its own."""
+    synthetic: SyntheticConfig = SyntheticConfig()
+    """What is made up where there is no source."""
+    cache: str = ""
+    """Folder for prepared cases, kept for the next training; empty for a temporary one."""
+    codes: dict[str, str] = {}
+    """SNOMED CT codes of labels, where the names do not tell them: {"GTV": "SCT:108369006:Neoplasm"}."""
+
+
+class PlanConfig(Config):
+    """What the plan may not choose by itself; the rest follows from the training cases."""
+
+    patch_voxels: int = Field(128 * 128 * 64, ge=16**3)
+    """The most voxels that a patch may have: memory and time of a step grow with it."""
+    spacing_mm: tuple[float, float, float] | None = None
+    """Spacing of the network's voxels to the right, front and head; None takes the median's."""
+    patch_size: tuple[int, int, int] | None = None
+    """Voxels of a patch; None takes what the budget and the median case give."""
+    batch_size: int = Field(0, ge=0)
+    """Patches a step; 0 leaves it to the plan."""
+    base_width: int = Field(16, ge=1)
+    """Channels of the finest level; they double with each coarser one."""
+    max_width: int = Field(320, ge=1)
+    """Channels that no level exceeds."""
+    max_levels: int = Field(5, ge=2)
+    """Levels, with the finest."""
+    deep_supervision: bool = False
+    """Whether coarser levels are trained to answer too."""
+
+
+class SamplerConfig(Config):
+    """How patches are drawn for training."""
+
+    num_batches: int = Field(250, ge=1)
+    """Steps of an epoch."""
+    overlap_ratio: float = Field(0.3, ge=0, lt=1)
+    """Share of a tile that the next one covers too."""
+    foreground: float = Field(1 / 3, ge=0, le=1)
+    """Share of patches drawn around an organ."""
+    augment: bool = True
+    """Whether patches are turned, scaled, blurred and so on at random."""
+    num_workers: int = Field(0, ge=0)
+    """Threads that make patches ahead."""
+    seed: int = 0
+    """Of what is drawn."""
+
+
+class PredictConfig(Config):
+    """How a scan is cut into windows."""
+
+    overlap: float = Field(0.3, ge=0, lt=1)
+    """Share of a window that the next one covers too."""
+    carry: Carry = "float32"
+    """What windows' sums are held in; float16 halves the memory."""
+    air_hu: int | None = -500
+    """A window without a voxel of this value or more is air and background; None runs every window."""
+
+
+class CtConfig(Config):
+    """Everything that decides a segmentation model."""
+
+    data: DataConfig = DataConfig()
+    plan: PlanConfig = PlanConfig()
+    sampler: SamplerConfig = SamplerConfig()
+    loss: LossConfig = LossConfig()
+    fit: FitConfig = FitConfig()
+    predict: PredictConfig = PredictConfig()
+
+
+def debug() -> CtConfig:
+    """Seconds on one core: six small bodies, a narrow network."""
+    return CtConfig(
+        data=DataConfig(synthetic=SyntheticConfig(num_cases=6, shape=(48, 40, 48), spacing_mm=(5.0, 7.0))),
+        plan=PlanConfig(patch_size=(32, 32, 32), batch_size=2, base_width=8, max_levels=3),
+        sampler=SamplerConfig(num_batches=20, augment=False),
+        fit=FitConfig(epochs=3, optim=OptimConfig(lr=1e-2, weight_decay=1e-4)),
+    )
+
+
+def default() -> CtConfig:
+    """The shipped model; on synthetic bodies, where no source is given, a minute or two on two cores."""
+    return CtConfig(
+        data=DataConfig(synthetic=SyntheticConfig(num_cases=16, shape=(72, 64, 72), spacing_mm=(4.0, 6.0))),
+        plan=PlanConfig(patch_voxels=64 * 64 * 48),
+        sampler=SamplerConfig(num_batches=50),
+        fit=FitConfig(epochs=4, optim=OptimConfig(lr=5e-3, weight_decay=1e-4, clip_norm=12.0)),
+    )
+
+
+RECIPES: dict[str, Callable[[], CtConfig]] = {"debug": debug, "default": default}

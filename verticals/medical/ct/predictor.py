@@ -1,0 +1,197 @@
+"""A CT volume to a mask on the same voxels: turned to RAS, resampled, cut into windows, blended, and brought back.
+
+Memory and time are promised before anything starts (`estimate`), from the sizes alone and from one window that is run when
+the model is loaded. The network sees windows of one size; what is smaller is padded with air.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from core.contract import Estimate, Session
+from core.device import PeakWatch, memory_limit, resident_bytes
+from core.errors import CapacityError
+from verticals.medical.ct.config import CtConfig
+from verticals.medical.ct.plan import Plan
+from verticals.medical.labels import Structure, structures
+from verticals.medical.sliding import Blend, Windows, carry_bytes, label_dtype, windows_of
+from verticals.medical.volume import AIR_HU, SLAB_VOXELS, Grid, Volume, resampled, resampled_labels, to_ras
+
+SAME_SPACING = 0.01
+"""Relative difference of spacings up to which voxels stay as they are."""
+SECONDS_PER_VOXEL = 2e-7
+"""Of turning, resampling and bringing back one voxel, on one core of a slow machine."""
+SLAB_BYTES = 120 * SLAB_VOXELS
+"""What resampling holds beside its input and output: coordinates, corners and weights of one slab."""
+
+
+class Segmentation(NamedTuple):
+    """The answer to one volume."""
+
+    mask: Volume
+    """Labels on the volume's own grid."""
+    windows: int
+    skipped: int
+    """Windows of air that the network did not see."""
+    seconds: float
+
+
+class _Cost(NamedTuple):
+    """What one window takes, measured."""
+
+    bytes: int
+    seconds: float
+
+
+class CtPredictor:
+    """`predictor([volume]) -> [Segmentation]`."""
+
+    def __init__(
+        self,
+        config: CtConfig,
+        constants: Mapping[str, Any],
+        session: Session,
+        *,
+        version: str = "",
+        limit_bytes: int | None = None,
+    ) -> None:
+        """
+        Args:
+            limit_bytes: what this process may hold; the container's or the machine's where None.
+        """
+        self.config, self.version = config, version
+        self.plan = Plan.from_record(constants["plan"])
+        self.structures: tuple[Structure, ...] = structures(self.plan.labels, config.data.codes)
+        self.inputs, self.outputs = session.inputs, session.outputs
+        self._session, self._limit = session, limit_bytes
+        self._patch = self.plan.patch_size
+        self._num_classes = len(self.plan.labels)
+
+    def __call__(
+        self, requests: Sequence[Volume], *, progress: Callable[[float], None] | None = None
+    ) -> list[Segmentation]:
+        """
+        Args:
+            requests: scans in Hounsfield units.
+            progress: called with the share that is done after each window; what it raises ends the work.
+
+        Raises:
+            CapacityError: a volume needs more memory than there may be; nothing was started.
+        """
+        for volume in requests:
+            self.admit(volume.grid, loaded=True)
+        return [self._segment(volume, progress or (lambda share: None)) for volume in requests]
+
+    def estimate(self, requests: Sequence[Volume | Grid]) -> Estimate:
+        """The most memory that this process will hold, and the seconds until all are answered: upper bounds, as if no
+        window were air. A Grid stands for a volume that has not been read yet."""
+        peak, seconds = 0, 0.0
+        for request in requests:
+            loaded = isinstance(request, Volume)
+            cost = self._cost(request.grid if isinstance(request, Volume) else request, loaded=loaded)
+            peak, seconds = max(peak, cost.bytes), seconds + cost.seconds
+        return Estimate(peak, seconds)
+
+    def admit(self, grid: Grid, *, loaded: bool = False) -> Estimate:
+        """The estimate of one volume.
+
+        Raises:
+            CapacityError: it is over the limit.
+        """
+        promised = self._cost(grid, loaded=loaded)
+        limit = memory_limit() if self._limit is None else self._limit
+        if promised.bytes > limit:
+            size = " x ".join(map(str, grid.shape))
+            raise CapacityError(
+                f"a volume of {size} voxels needs {promised.bytes / 1e9:.2f} GB of memory here and {promised.seconds:.0f} s; "
+                f"allowed are {limit / 1e9:.2f} GB: crop the volume, or give the service more memory"
+            )
+        return promised
+
+    def warm(self) -> None:
+        """Runs a window, so that the first request is as fast as any and costs are known."""
+        _ = self._window_cost
+
+    @cached_property
+    def _window_cost(self) -> _Cost:
+        image = np.zeros((1, 1, *self._patch), np.float32)
+        self._session({"image": image})  # what is made at the first call stays: it is no cost of a window
+        before = resident_bytes()
+        with PeakWatch() as watch:
+            started = time.perf_counter()
+            logits = self._session({"image": image})["logits"]
+            seconds = time.perf_counter() - started
+        started = time.perf_counter()
+        Blend(windows_of(self._patch, self._patch, 0.0), num_classes=self._num_classes).add(logits[0])
+        return _Cost(max(watch.bytes - before, logits.nbytes), seconds + 2 * (time.perf_counter() - started))
+
+    def _cost(self, grid: Grid, *, loaded: bool) -> Estimate:
+        window = self._window_cost
+        net = self._net_grid(grid)
+        windows = self._windows(net.shape)
+        carried = carry_bytes(windows, num_classes=self._num_classes, carry=self.config.predict.carry)
+        given, label = grid.num_voxels, np.dtype(label_dtype(self._num_classes)).itemsize
+        scan = 0 if loaded else 2 * given
+        turned = 2 * net.num_voxels + SLAB_BYTES if self._is_resampled(grid) else 0
+        whole = int(np.prod(windows.shape))
+        padded = 2 * whole if windows.shape != net.shape else 0
+        blending = padded + label * whole + carried + window.bytes + 4 * int(np.prod(self._patch))
+        returning = 2 * label * net.num_voxels + label * given + SLAB_BYTES
+        peak = resident_bytes() + scan + max(turned + blending, returning)
+        seconds = len(windows.tiles) * window.seconds + SECONDS_PER_VOXEL * (given + net.num_voxels)
+        return Estimate(peak, seconds)
+
+    def _segment(self, volume: Volume, progress: Callable[[float], None]) -> Segmentation:
+        started = time.perf_counter()
+        axes = to_ras(volume.grid)
+        scan = volume.turned(axes)
+        net = self._net_grid(volume.grid)
+        array = resampled(scan, net).array if self._is_resampled(volume.grid) else scan.array
+        labels, windows, skipped = self._blended(array, progress)
+        mask = Volume(labels, net)
+        if self._is_resampled(volume.grid):
+            mask = resampled_labels(mask, scan.grid)
+        own = np.ascontiguousarray(axes.back(mask.array))
+        return Segmentation(Volume(own, volume.grid), windows, skipped, time.perf_counter() - started)
+
+    def _blended(
+        self, array: NDArray[np.int16], progress: Callable[[float], None]
+    ) -> tuple[NDArray[Any], int, int]:
+        """Labels of an array of HU on the network's grid, the number of windows, and how many were air."""
+        shape = array.shape
+        windows = self._windows(shape)
+        if windows.shape != shape:
+            ends = [(0, whole - size) for whole, size in zip(windows.shape, shape, strict=True)]
+            array = np.pad(array, ends, constant_values=AIR_HU)
+        predict = self.config.predict
+        blend = Blend(windows, num_classes=self._num_classes, carry=predict.carry)
+        skipped = 0
+        for number, tile in enumerate(windows.tiles):
+            window = array[tile]
+            if predict.air_hu is not None and int(window.max()) < predict.air_hu:
+                blend.add(None)
+                skipped += 1
+            else:
+                blend.add(self._session({"image": self.plan.normalized(window)[None, None]})["logits"][0])
+            progress((number + 1) / len(windows.tiles))
+        return blend.labels[tuple(slice(size) for size in shape)], len(windows.tiles), skipped
+
+    def _windows(self, shape: Sequence[int]) -> Windows:
+        """Those of a volume on the network's grid, made as large as a window where it is smaller."""
+        whole = tuple(max(size, patch) for size, patch in zip(shape, self._patch, strict=True))
+        return windows_of(whole, self._patch, self.config.predict.overlap)
+
+    def _net_grid(self, grid: Grid) -> Grid:
+        turned = grid.turned(to_ras(grid))
+        return turned.at(self.plan.spacing_mm) if self._is_resampled(grid) else turned
+
+    def _is_resampled(self, grid: Grid) -> bool:
+        turned = grid.turned(to_ras(grid))
+        wanted = np.asarray(self.plan.spacing_mm)
+        return not (turned.is_orthogonal and (np.abs(turned.spacing_mm / wanted - 1) <= SAME_SPACING).all())

@@ -1,0 +1,181 @@
+"""Windows' answers blended into labels, holding no more of the volume than later windows can still change.
+
+The borders of all windows cut the volume into cells. A cell is held, as logits, from the first window that covers it to the
+last; then its largest class is its label and the logits are gone. Order and sizes are known before the first window, so the
+most that is ever held is a figure (`Windows.most_held`), not a hope. K class; axes as the volume's.
+"""
+
+from __future__ import annotations
+
+import math
+import mmap
+from collections.abc import Iterator, Sequence
+from functools import cache
+from itertools import permutations, product
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from core.data.tiling import Tile, gaussian, starts
+
+Carry = Literal["float32", "float16"]
+
+
+class Cell(NamedTuple):
+    """A part of the volume that no window's border cuts."""
+
+    key: tuple[int, ...]
+    """Its number along each axis."""
+    place: Tile
+    size: int
+    """Voxels."""
+
+
+class Windows:
+    """All windows of a volume, in the order that lets the least be held at a time."""
+
+    def __init__(self, shape: Sequence[int], window: Sequence[int], overlap: float) -> None:
+        """
+        Args:
+            shape: of the volume, nowhere smaller than the window.
+        """
+        self.shape, self.window = tuple(shape), tuple(window)
+        places = [starts(length, size, overlap) for length, size in zip(shape, window, strict=True)]
+        self._edges = [
+            sorted({edge for start in axis for edge in (start, start + size)})
+            for axis, size in zip(places, window, strict=True)
+        ]
+        along = [
+            np.array([sum(start <= low < start + size for start in axis) for low in edges[:-1]])
+            for axis, size, edges in zip(places, window, self._edges, strict=True)
+        ]
+        self.covering: NDArray[np.int64] = math.prod(np.ix_(*along))
+        """Windows that cover each cell."""
+        orders = ([self._tile(corner) for corner in order] for order in _orders(places))
+        self.most_held, self.tiles = min(((self._most_held(order), order) for order in orders), key=lambda it: it[0])
+        """Voxels of which logits are held at a time, and the windows in order."""
+
+    def cells(self, tile: Tile) -> Iterator[Cell]:
+        """The cells of a window."""
+        ranges = []
+        for edges, part in zip(self._edges, tile, strict=True):
+            first, last = edges.index(part.start), edges.index(part.stop)
+            ranges.append([(number, slice(edges[number], edges[number + 1])) for number in range(first, last)])
+        for parts in product(*ranges):
+            place = tuple(part for _, part in parts)
+            size = math.prod(part.stop - part.start for part in place)
+            yield Cell(tuple(number for number, _ in parts), place, size)
+
+    def _tile(self, corner: Sequence[int]) -> Tile:
+        return tuple(slice(start, start + size) for start, size in zip(corner, self.window, strict=True))
+
+    def _most_held(self, order: Sequence[Tile]) -> int:
+        left = self.covering.copy()
+        held = most = 0
+        for tile in order:
+            for cell in self.cells(tile):
+                whole = self.covering[cell.key]
+                if left[cell.key] == whole > 1:
+                    held += cell.size
+                    most = max(most, held)
+                left[cell.key] -= 1
+                if left[cell.key] == 0 and whole > 1:
+                    held -= cell.size
+        return most
+
+
+@cache
+def windows_of(shape: tuple[int, ...], window: tuple[int, ...], overlap: float) -> Windows:
+    """The windows of volumes of a shape; finding their best order takes up to a second."""
+    return Windows(shape, window, overlap)
+
+
+class Blend:
+    """Takes the logits of the windows, in their order, and gives `labels` once all were added.
+
+    The weights are `core.data.tiling.gaussian`: where float32 is carried, labels are those of MONAI's
+    `sliding_window_inference(mode="gaussian")` and argmax, up to the order in which floats are summed.
+    """
+
+    def __init__(self, windows: Windows, *, num_classes: int, carry: Carry = "float32") -> None:
+        """
+        Args:
+            carry: what sums are held in; float16 takes half the memory and changes labels only where two classes tie.
+        """
+        self.labels: NDArray[Any] = np.zeros(windows.shape, label_dtype(num_classes))
+        self._windows = windows
+        self._dtype = torch.float32 if carry == "float32" else torch.float16
+        self._weights = torch.from_numpy(gaussian(windows.window))
+        self._left = windows.covering.copy()
+        self._held: dict[tuple[int, ...], torch.Tensor] = {}
+        self._tiles = iter(windows.tiles)
+
+    def add(self, logits: NDArray[np.float32] | None) -> None:
+        """The next window's logits, [K, ...]; None for one that was left out: it says nothing, and where no other window
+        says anything there is background."""
+        tile = next(self._tiles)
+        given = None if logits is None else torch.from_numpy(logits)
+        for cell in self._windows.cells(tile):
+            self._left[cell.key] -= 1
+            if given is not None:
+                inner = tuple(
+                    slice(part.start - whole.start, part.stop - whole.start)
+                    for part, whole in zip(cell.place, tile, strict=True)
+                )
+                if self._windows.covering[cell.key] == 1:  # one positive weight for all classes changes no label
+                    self._reduce(cell, given[:, *inner])
+                else:
+                    self._sum(cell, given[:, *inner], self._weights[inner])
+            if self._left[cell.key] == 0 and cell.key in self._held:
+                self._reduce(cell, self._held.pop(cell.key))
+
+    def _sum(self, cell: Cell, logits: torch.Tensor, weights: torch.Tensor) -> None:
+        held = self._held.get(cell.key)
+        if held is None:
+            held = self._held[cell.key] = _pages(logits.shape, self._dtype)
+            if self._dtype == torch.float32:
+                torch.mul(logits, weights, out=held)
+            else:
+                held.copy_(logits * weights)
+        elif self._dtype == torch.float32:
+            held.addcmul_(logits, weights)
+        else:
+            held.copy_(torch.addcmul(held.float(), logits, weights))
+
+    def _reduce(self, cell: Cell, logits: torch.Tensor) -> None:
+        self.labels[cell.place] = torch.max(logits.float(), dim=0).indices.numpy()
+
+
+def label_dtype(num_classes: int) -> type[np.unsignedinteger[Any]]:
+    """What labels of so many classes, background among them, are kept in."""
+    return np.uint8 if num_classes <= 256 else np.uint16
+
+
+def carry_bytes(windows: Windows, *, num_classes: int, carry: Carry) -> int:
+    """The most that a Blend holds between windows."""
+    return windows.most_held * num_classes * (4 if carry == "float32" else 2)
+
+
+def _pages(shape: torch.Size, dtype: torch.dtype) -> torch.Tensor:
+    """Memory of its own: given back to the system at once, where an allocator would keep some for later."""
+    return torch.frombuffer(mmap.mmap(-1, shape.numel() * dtype.itemsize), dtype=dtype).view(shape)
+
+
+def _orders(places: list[list[int]]) -> Iterator[list[tuple[int, ...]]]:
+    """Ways to go through all windows: each nesting of the axes, with an axis' last two windows apart or together.
+
+    The last window is moved inwards and may overlap the one before it nearly whole: taken together at each place of the
+    inner axes, the two never leave that overlap lying over the whole volume.
+    """
+    axes = range(len(places))
+    apart = [[[start] for start in axis] for axis in places]
+    joined = [[*([start] for start in axis[:-2]), axis[-2:]] for axis in places]
+    for choice in product(*((apart[axis], joined[axis]) if len(places[axis]) > 1 else (apart[axis],) for axis in axes)):
+        for nest in permutations(axes):
+            order: list[tuple[int, ...]] = []
+            for groups in product(*(choice[axis] for axis in nest)):
+                by_axis = dict(zip(nest, groups, strict=True))
+                order += product(*(by_axis[axis] for axis in axes))
+            yield order
