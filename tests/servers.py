@@ -5,6 +5,7 @@ A server that is not installed skips its tests, saying so; where `CI` is set it 
 
 from __future__ import annotations
 
+import json
 import os
 import pwd
 import shutil
@@ -15,6 +16,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -120,3 +122,56 @@ def _wait(
                 return
         time.sleep(0.02)
     raise RuntimeError(f"the server does not answer on port {port}:\n{log.read_text(errors='replace')[-2000:]}")
+
+
+@dataclass(frozen=True)
+class Orthanc:
+    """A running archive."""
+
+    url: str
+    """Of its own REST API; DICOMweb is below `/dicom-web`."""
+    dicom_port: int
+    ae_title: str = "ORTHANC"
+
+
+@pytest.fixture(scope="session")
+def orthanc() -> Iterator[Orthanc]:
+    """An Orthanc server with DICOMweb and no data; C-STORE is taken from modalities that a test adds by its REST API."""
+    plugins = sorted(Path("/usr/lib/orthanc").glob("libOrthancDicomWeb.so.*"))
+    if not Path("/usr/sbin/Orthanc").is_file() or not plugins:
+        missing("Orthanc is not installed: apt-get install -y --no-install-recommends orthanc orthanc-dicomweb")
+    folder = Path(tempfile.mkdtemp(prefix="orthanc-"))
+    http, dicom = free_port(), free_port()
+    settings = {
+        "Name": "Test",
+        "StorageDirectory": str(folder / "storage"),
+        "IndexDirectory": str(folder / "index"),
+        "TemporaryDirectory": str(folder),
+        "HttpPort": http,
+        "RemoteAccessAllowed": False,
+        "AuthenticationEnabled": False,
+        "DicomPort": dicom,
+        "DicomAet": Orthanc.ae_title,
+        "DicomCheckCalledAet": True,
+        "DicomCheckModalityHost": True,
+        "DicomAlwaysAllowEcho": False,
+        "DicomAlwaysAllowFind": False,
+        "DicomAlwaysAllowGet": False,
+        "DicomAlwaysAllowStore": False,
+        "Plugins": [str(plugins[-1])],
+        "DicomWeb": {"Enable": True, "Root": "/dicom-web/", "Host": f"127.0.0.1:{http}"},
+    }
+    process: subprocess.Popen[bytes] | None = None
+    try:
+        (folder / "orthanc.json").write_text(json.dumps(settings))
+        with (folder / "log").open("wb") as log:
+            command = ["/usr/sbin/Orthanc", str(folder / "orthanc.json")]
+            process = subprocess.Popen(command, stdout=log, stderr=log, cwd=folder)
+        _wait(process, http, folder / "log", ask=b"GET /system HTTP/1.0\r\n\r\n", answer=b"HTTP/1.1 200")
+        _wait(process, dicom, folder / "log")
+        yield Orthanc(f"http://127.0.0.1:{http}", dicom)
+    finally:
+        if process is not None:
+            process.kill()  # ending in order takes it 4 s, and its data is thrown away
+            process.wait(timeout=30)
+        shutil.rmtree(folder)

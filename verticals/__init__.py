@@ -8,7 +8,10 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from core.contract import Application
 
-APPLICATIONS = {"finance.fraud": "card fraud: a score, a decision and its reasons for every transaction"}
+APPLICATIONS = {
+    "finance.fraud": "card fraud: a score, a decision and its reasons for every transaction",
+    "medical.ct": "CT segmentation: a mask of organs in patient space, DICOM in, DICOM SEG out, in bounded memory",
+}
 """Name -> one line. The name is also the module below `verticals`."""
 
 

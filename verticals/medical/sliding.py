@@ -134,7 +134,7 @@ class Blend:
     def _sum(self, cell: Cell, logits: torch.Tensor, weights: torch.Tensor) -> None:
         held = self._held.get(cell.key)
         if held is None:
-            held = self._held[cell.key] = _pages(logits.shape, self._dtype)
+            held = self._held[cell.key] = _pages(logits, self._dtype)
             if self._dtype == torch.float32:
                 torch.mul(logits, weights, out=held)
             else:
@@ -158,9 +158,13 @@ def carry_bytes(windows: Windows, *, num_classes: int, carry: Carry) -> int:
     return windows.most_held * num_classes * (4 if carry == "float32" else 2)
 
 
-def _pages(shape: torch.Size, dtype: torch.dtype) -> torch.Tensor:
-    """Memory of its own: given back to the system at once, where an allocator would keep some for later."""
-    return torch.frombuffer(mmap.mmap(-1, shape.numel() * dtype.itemsize), dtype=dtype).view(shape)
+def _pages(like: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Memory of its own, given back to the system at once, where an allocator would keep some for later; of the same shape
+    and order of axes."""
+    pages = torch.frombuffer(mmap.mmap(-1, like.numel() * dtype.itemsize), dtype=dtype)
+    if like.stride(0) == 1:  # classes lie together
+        return pages.view(*like.shape[1:], like.shape[0]).movedim(-1, 0)
+    return pages.view(like.shape)
 
 
 def _orders(places: list[list[int]]) -> Iterator[list[tuple[int, ...]]]:

@@ -9,6 +9,7 @@ from pydantic import Field
 from core.config import Config
 from core.training.loop import FitConfig
 from core.training.optim import OptimConfig
+from verticals.medical.ct.augment import AugmentConfig
 from verticals.medical.ct.synthetic import SyntheticConfig
 from verticals.medical.ct.task import LossConfig
 from verticals.medical.sliding import Carry
@@ -61,8 +62,8 @@ class SamplerConfig(Config):
     """Share of a tile that the next one covers too."""
     foreground: float = Field(1 / 3, ge=0, le=1)
     """Share of patches drawn around an organ."""
-    augment: bool = True
-    """Whether patches are turned, scaled, blurred and so on at random."""
+    augment: AugmentConfig | None = AugmentConfig()
+    """How patches are turned, scaled, blurred and so on at random; None leaves them as they are."""
     num_workers: int = Field(0, ge=0)
     """Threads that make patches ahead."""
     seed: int = 0
@@ -96,7 +97,7 @@ def debug() -> CtConfig:
     return CtConfig(
         data=DataConfig(synthetic=SyntheticConfig(num_cases=6, shape=(48, 40, 48), spacing_mm=(5.0, 7.0))),
         plan=PlanConfig(patch_size=(32, 32, 32), batch_size=2, base_width=8, max_levels=3),
-        sampler=SamplerConfig(num_batches=20, augment=False),
+        sampler=SamplerConfig(num_batches=20, augment=None),
         fit=FitConfig(epochs=3, optim=OptimConfig(lr=1e-2, weight_decay=1e-4)),
     )
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from core.errors import ConfigError
-from verticals.medical.ct.augment import augmentation
-from verticals.medical.ct.cache import CaseCache
+from verticals.medical.ct.augment import PatchAugment
+from verticals.medical.ct.cache import CaseCache, PreparedCase
 from verticals.medical.ct.config import CtConfig
 from verticals.medical.ct.dataset import Case, Dataset
 from verticals.medical.ct.loader import Batch, VolumeDataLoader
@@ -56,20 +56,31 @@ class CtData:
         )
         return made.override([f"batch_size={given.batch_size}"]) if given.batch_size else made
 
+    def prepared(self, side: str) -> list[PreparedCase]:
+        """The cases of a side as the network meets them, mapped from the cache.
+
+        Raises:
+            DataError: no such side, or a damaged scan.
+        """
+        return self._cache.prepared(self.dataset.cases(side), self.plan)
+
+    @cached_property
+    def _cache(self) -> CaseCache:
+        return CaseCache(self.config.data.cache or None)
+
     @cached_property
     def loader(self) -> VolumeDataLoader:
         """Patches of the prepared training cases."""
         sampler = self.config.sampler
-        self._cache = CaseCache(self.config.data.cache or None)
         return VolumeDataLoader(
-            self._cache.prepared(self.dataset.cases("train"), self.plan),
+            self.prepared("train"),
             self.plan,
             batch_size=self.plan.batch_size,
             patch_size=self.plan.patch_size,
             overlap_ratio=sampler.overlap_ratio,
             foreground=sampler.foreground,
             num_batches=sampler.num_batches,
-            augment=augmentation(self.plan) if sampler.augment else None,
+            augment=PatchAugment(sampler.augment, self.plan) if sampler.augment else None,
             seed=sampler.seed,
             num_workers=sampler.num_workers,
         )

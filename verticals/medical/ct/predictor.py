@@ -178,9 +178,14 @@ class CtPredictor:
                 blend.add(None)
                 skipped += 1
             else:
-                blend.add(self._session({"image": self.plan.normalized(window)[None, None]})["logits"][0])
+                blend.add(self._logits(window))
             progress((number + 1) / len(windows.tiles))
         return blend.labels[tuple(slice(size) for size in shape)], len(windows.tiles), skipped
+
+    def _logits(self, window: NDArray[np.int16]) -> NDArray[np.float32]:
+        """[K, X, Y, Z]; nobody else holds them, so that they are gone before the next window's are made."""
+        logits: NDArray[np.float32] = self._session({"image": self.plan.normalized(window)[None, None]})["logits"][0]
+        return logits
 
     def _windows(self, shape: Sequence[int]) -> Windows:
         """Those of a volume on the network's grid, made as large as a window where it is smaller."""

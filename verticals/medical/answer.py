@@ -1,0 +1,181 @@
+"""What a request gets back: the mask in the formats that were asked for, a picture, and numbers, in one new folder.
+
+The folder appears whole or not at all; what is in it has been read back and held against the mask. No patient data
+leaves by a name of a file, and `answer.json` holds none.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from core.errors import ConfigError, DataError, Unavailable
+from verticals.medical import dicom_source
+from verticals.medical.dicom import Series
+from verticals.medical.dicom_rtstruct import write_rtstruct
+from verticals.medical.dicom_rtstruct_read import verify_rtstruct
+from verticals.medical.dicom_seg import write_seg
+from verticals.medical.dicom_seg_check import centroids, verify
+from verticals.medical.dicom_source import NOTICE, GeometryError
+from verticals.medical.labels import Structure, uncoded
+from verticals.medical.nifti import write_nifti
+from verticals.medical.preview import write_preview
+from verticals.medical.volume import Volume
+
+Format = Literal["nifti", "seg", "rtstruct", "preview"]
+FILES: dict[Format, str] = {
+    "nifti": "mask.nii.gz",
+    "seg": "seg.dcm",
+    "rtstruct": "rtstruct.dcm",
+    "preview": "preview.png",
+}
+RECORD = "answer.json"
+_OF_DICOM: tuple[Format, ...] = ("seg", "rtstruct")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A structure that the mask holds."""
+
+    structure: Structure
+    voxels: int
+    volume_ml: float
+    centroid_mm: tuple[float, float, float]
+    """RAS."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A folder with the answer."""
+
+    folder: Path
+    files: tuple[str, ...]
+    """Names in the folder, `answer.json` among them."""
+    findings: tuple[Finding, ...]
+    empty: tuple[str, ...]
+    """Structures that the model knows and did not find."""
+    uncoded: tuple[str, ...]
+    """Names that no code was known for: DICOM has them as some anatomical structure."""
+
+
+def write_answer(
+    scan: Series | Volume,
+    mask: Volume,
+    structures: Sequence[Structure],
+    folder: Path,
+    *,
+    algorithm: str,
+    version: str,
+    formats: Sequence[Format] | None = None,
+) -> Answer:
+    """Writes the answer to a new folder. A mask without any structure has no DICOM files; that is an answer too.
+
+    Args:
+        scan: a DICOM series, or a volume that came without one (NIfTI).
+        mask: uint8 or uint16 labels on the scan's grid.
+        folder: where it goes; must not exist.
+        algorithm: name of the model.
+        version: the model's.
+        formats: all that the scan allows where None: DICOM formats need a DICOM series.
+
+    Raises:
+        ConfigError: a format that is unknown or that the scan does not allow.
+        DataError: the folder exists; a label that no structure has; a header that DICOM does not allow.
+        GeometryError: what was written does not lie where the mask does.
+        Unavailable: the disk is full or not writable.
+    """
+    volume, sources = (scan.volume, scan.sources) if isinstance(scan, Series) else (scan, None)
+    chosen = _chosen(formats, of_dicom=sources is not None)
+    if not volume.grid.same_as(mask.grid):
+        raise GeometryError("the mask is not on the scan's grid: map it back before it is written")
+    if folder.exists():
+        raise DataError("the folder for the answer exists already; name a new one")
+    structures = sorted(structures, key=lambda structure: structure.number)
+    dicom_source.voxels_per_slice(mask, structures)
+    measured = centroids(mask, structures)
+    findings = tuple(
+        Finding(structure, voxels, voxels * mask.grid.voxel_ml, (float(centre[0]), float(centre[1]), float(centre[2])))
+        for structure in structures
+        for centre, voxels in (measured[structure.name],)
+        if voxels
+    )
+    empty = tuple(structure.name for structure in structures if not measured[structure.name][1])
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".answer-", dir=folder.parent) as beside:
+            staging = Path(beside) / "answer"
+            staging.mkdir()
+            if "nifti" in chosen:
+                write_nifti(mask, staging / FILES["nifti"])
+            if sources is not None and "seg" in chosen and findings:
+                write_seg(mask, sources, structures, staging / FILES["seg"], algorithm=algorithm, version=version)
+                verify(staging / FILES["seg"], mask, structures)
+            if sources is not None and "rtstruct" in chosen and findings:
+                path = staging / FILES["rtstruct"]
+                write_rtstruct(mask, sources, structures, path, algorithm=algorithm, version=version)
+                verify_rtstruct(path, mask, sources, structures)
+            if "preview" in chosen:
+                write_preview(volume, mask, structures, staging / FILES["preview"])
+            answer = Answer(
+                folder,
+                (*sorted(path.name for path in staging.iterdir()), RECORD),
+                findings,
+                empty,
+                uncoded(tuple(structures)),
+            )
+            text = json.dumps(_record(answer, mask, algorithm=algorithm, version=version), indent=1, ensure_ascii=False)
+            (staging / RECORD).write_text(text + "\n", encoding="utf-8")
+            staging.rename(folder)
+    except OSError as error:
+        if folder.exists():
+            raise DataError("the folder for the answer was made by another request meanwhile; name a new one") from None
+        raise Unavailable(
+            f"the answer cannot be written ({error.strerror or type(error).__name__}); free space or choose another place"
+        ) from None
+    return answer
+
+
+def _chosen(formats: Sequence[Format] | None, *, of_dicom: bool) -> tuple[Format, ...]:
+    known: tuple[Format, ...] = get_args(Format)
+    possible = tuple(one for one in known if of_dicom or one not in _OF_DICOM)
+    if formats is None:
+        return possible
+    if unknown := sorted(set(formats) - set(known)):
+        raise ConfigError(f"formats {unknown}; allowed are {list(known)}")
+    if missing := sorted(set(formats) - set(possible)):
+        raise ConfigError(
+            f"formats {missing} refer to the slices of a DICOM series, and the scan came without one; "
+            f"allowed are {list(possible)}"
+        )
+    return tuple(one for one in known if one in formats)
+
+
+def _record(answer: Answer, mask: Volume, *, algorithm: str, version: str) -> dict[str, Any]:
+    return {
+        "notice": NOTICE,
+        "algorithm": algorithm,
+        "version": version,
+        "software": dicom_source.software(version)[0],
+        "files": list(answer.files),
+        "coordinates": "mm, RAS+",
+        "voxel_ml": mask.grid.voxel_ml,
+        "structures": [
+            {
+                "number": finding.structure.number,
+                "name": finding.structure.name,
+                "code": f"SCT:{finding.structure.code.value}" if finding.structure.code else None,
+                "meaning": finding.structure.code.meaning if finding.structure.code else None,
+                "side": finding.structure.side,
+                "voxels": finding.voxels,
+                "volume_ml": round(finding.volume_ml, 4),
+                "centroid_mm": [round(value, 3) for value in finding.centroid_mm],
+            }
+            for finding in answer.findings
+        ],
+        "empty": list(answer.empty),
+        "uncoded": list(answer.uncoded),
+    }
