@@ -68,9 +68,9 @@ def network_of(plan: Plan) -> UNet3D:
     """Random weights; the head's bias takes each class' mean away, so that many classes win somewhere."""
     torch.manual_seed(0)
     network = UNet3D(plan.num_classes, patch_size=plan.patch_size, widths=plan.widths, strides=plan.strides).eval()
-    size = tuple(length // 2 for length in plan.patch_size)
+    x, y, z = (length // 2 for length in plan.patch_size)
     with torch.inference_mode():
-        logits: torch.Tensor = network(torch.from_numpy(plan.normalized(scan(size)))[None, None])  # type: ignore[arg-type]
+        logits: torch.Tensor = network(torch.from_numpy(plan.normalized(scan((x, y, z))))[None, None])
         mean = logits.mean((0, 2, 3, 4))
     with torch.no_grad():
         assert network.head.bias is not None
@@ -101,9 +101,12 @@ def scan(shape: tuple[int, int, int]) -> NDArray[np.int16]:
 
 def ours(size: str, num_classes: int, carry: str) -> tuple[Record, NDArray[Any]]:
     plan = plan_of(size, num_classes)
-    predict = PredictConfig(overlap=OVERLAP, carry=carry, air_hu=None)  # type: ignore[arg-type]
+    predict = PredictConfig(overlap=OVERLAP, carry=carry, air_hu=None)
     predictor = CtPredictor(
-        CtConfig(predict=predict), {"plan": plan.model_dump(mode="json")}, TorchSession(network_of(plan)), version="random"
+        CtConfig(predict=predict),
+        {"plan": plan.model_dump(mode="json")},
+        TorchSession(network_of(plan)),
+        version="random",
     )
     grid = Grid(SIZES[size]["shape"], np.diag([*SPACING, 1.0]))
     promised = predictor.estimate([grid])

@@ -75,4 +75,6 @@ def _means(row: NDArray[np.float64], counts: NDArray[np.float64]) -> NDArray[np.
     there = ~np.isnan(row)
     weight = counts[:, there].sum(1)
     total = counts[:, there] @ row[there]
-    return np.divide(total, weight, out=np.full(len(counts), np.nan), where=weight > 0)
+    means = np.full(len(counts), np.nan)
+    np.divide(total, weight, out=means, where=weight > 0)
+    return means

@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from core.errors import ConfigError, DataError, Unavailable
-from verticals.medical import dicom_source
-from verticals.medical.dicom import Series
-from verticals.medical.dicom_rtstruct import write_rtstruct
-from verticals.medical.dicom_rtstruct_read import verify_rtstruct
-from verticals.medical.dicom_seg import write_seg
-from verticals.medical.dicom_seg_check import centroids, verify
-from verticals.medical.dicom_source import NOTICE, GeometryError
+from verticals.medical.dicom import source
+from verticals.medical.dicom.rtstruct import write_rtstruct
+from verticals.medical.dicom.rtstruct_read import verify_rtstruct
+from verticals.medical.dicom.seg import write_seg
+from verticals.medical.dicom.seg_check import centroids, verify
+from verticals.medical.dicom.series import Series
+from verticals.medical.dicom.source import NOTICE, GeometryError
 from verticals.medical.labels import Structure, uncoded
 from verticals.medical.nifti import write_nifti
 from verticals.medical.preview import write_preview
@@ -95,7 +95,7 @@ def write_answer(
     if folder.exists():
         raise DataError("the folder for the answer exists already; name a new one")
     structures = sorted(structures, key=lambda structure: structure.number)
-    dicom_source.voxels_per_slice(mask, structures)
+    source.voxels_per_slice(mask, structures)
     measured = centroids(mask, structures)
     findings = tuple(
         Finding(structure, voxels, voxels * mask.grid.voxel_ml, (float(centre[0]), float(centre[1]), float(centre[2])))
@@ -159,7 +159,7 @@ def _record(answer: Answer, mask: Volume, *, algorithm: str, version: str) -> di
         "notice": NOTICE,
         "algorithm": algorithm,
         "version": version,
-        "software": dicom_source.software(version)[0],
+        "software": source.software(version)[0],
         "files": list(answer.files),
         "coordinates": "mm, RAS+",
         "voxel_ml": mask.grid.voxel_ml,

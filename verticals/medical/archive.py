@@ -14,7 +14,7 @@ import zlib
 from pathlib import Path, PurePath, PurePosixPath
 
 from core.errors import DataError, Unavailable
-from verticals.medical.dicom import MAX_FILES, is_left_behind
+from verticals.medical.dicom.series import MAX_FILES, is_left_behind
 
 MAX_TOTAL_BYTES = 2**31
 """Of all unpacked members: twice the largest volume as int16, so that 32-bit pixels and headers fit."""

@@ -24,7 +24,7 @@ from nibabel.spatialimages import HeaderDataError
 from numpy.typing import NDArray
 
 from core.errors import DataError, Unavailable
-from verticals.medical.dicom_geometry import MAX_VOXELS
+from verticals.medical.dicom.geometry import MAX_VOXELS
 from verticals.medical.volume import Grid, Volume
 
 CHUNK_VOXELS = 2**20

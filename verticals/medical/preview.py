@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from core.errors import DataError
-from verticals.medical.dicom_source import NOTICE
+from verticals.medical.dicom.source import NOTICE
 from verticals.medical.labels import Structure
 from verticals.medical.volume import Axes, Volume, to_ras
 

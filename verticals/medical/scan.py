@@ -14,7 +14,7 @@ from pathlib import Path
 
 from core.errors import DataError
 from verticals.medical.archive import extracted
-from verticals.medical.dicom import Series, inspect_series, read_series
+from verticals.medical.dicom.series import Series, inspect_series, read_series
 from verticals.medical.nifti import inspect_nifti, read_nifti
 from verticals.medical.volume import Grid, Volume
 
@@ -47,7 +47,12 @@ def opened(path: Path) -> Iterator[Scan]:
             yield Scan(inspect_series(files).grid, lambda: read_series(files))
     elif start[128:132] == b"DICM":
         yield Scan(inspect_series([path]).grid, lambda: read_series([path]))
-    elif start.startswith(_GZIP) or start[:4] in (b"\x5c\x01\x00\x00", b"\x00\x00\x01\x5c", b"\x1c\x02\x00\x00", b"\x00\x00\x02\x1c"):
+    elif start.startswith(_GZIP) or start[:4] in (
+        b"\x5c\x01\x00\x00",
+        b"\x00\x00\x01\x5c",
+        b"\x1c\x02\x00\x00",
+        b"\x00\x00\x02\x1c",
+    ):
         yield Scan(inspect_nifti(path), lambda: read_nifti(path))
     else:
         raise DataError(
@@ -60,7 +65,9 @@ def _start(path: Path) -> bytes:
         with path.open("rb") as file:
             return file.read(132)
     except FileNotFoundError:
-        raise DataError("there is no such file or folder; give a NIfTI file, or a folder or zip archive of DICOM files") from None
+        raise DataError(
+            "there is no such file or folder; give a NIfTI file, or a folder or zip archive of DICOM files"
+        ) from None
     except OSError as error:
         raise DataError(f"the scan cannot be opened: {error.strerror}") from None
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import mmap
 from collections.abc import Iterator, Sequence
-from functools import cache
+from functools import cache, reduce
 from itertools import permutations, product
 from typing import Any, Literal, NamedTuple
 
@@ -51,7 +51,7 @@ class Windows:
             np.array([sum(start <= low < start + size for start in axis) for low in edges[:-1]])
             for axis, size, edges in zip(places, window, self._edges, strict=True)
         ]
-        self.covering: NDArray[np.int64] = math.prod(np.ix_(*along))
+        self.covering: NDArray[np.int64] = reduce(np.multiply, np.ix_(*along))
         """Windows that cover each cell."""
         orders = ([self._tile(corner) for corner in order] for order in _orders(places))
         self.most_held, self.tiles = min(((self._most_held(order), order) for order in orders), key=lambda it: it[0])

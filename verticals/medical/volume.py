@@ -22,6 +22,8 @@ AIR_HU = -1024
 """What lies outside of a scan."""
 MAX_SHEAR = 1e-3
 """Cosine between two axes up to which they are taken as perpendicular (0.06 degrees)."""
+SAME_SPACING = 0.01
+"""Relative difference of spacings up to which a network takes the voxels as they are."""
 SLAB_VOXELS = 2**21
 """Voxels that are resampled at a time."""
 
@@ -51,7 +53,7 @@ class Grid:
     @cached_property
     def spacing_mm(self) -> NDArray[np.float64]:
         """[3] distance of neighbouring centres along each axis."""
-        return np.linalg.norm(self.affine[:3, :3], axis=0)
+        return np.asarray(np.linalg.norm(self.affine[:3, :3], axis=0))
 
     @cached_property
     def directions(self) -> NDArray[np.float64]:
@@ -132,6 +134,14 @@ class Axes:
         return straight.transpose(np.argsort(self.order))
 
 
+def network_grid(grid: Grid, spacing_mm: tuple[float, float, float]) -> Grid:
+    """The grid that a network of this spacing sees: axes R, A, S; the scan's own voxels, turned, where they are orthogonal
+    and their spacing differs by `SAME_SPACING` at most, else others around them."""
+    turned = grid.turned(to_ras(grid))
+    near = (np.abs(turned.spacing_mm / np.asarray(spacing_mm) - 1) <= SAME_SPACING).all()
+    return turned if near and turned.is_orthogonal else turned.at(spacing_mm)
+
+
 def to_ras(grid: Grid) -> Axes:
     """How an array on this grid is turned so that its axes point, as nearly as whole turns allow, to R, A and S."""
     best, order = -1.0, (0, 1, 2)
@@ -207,12 +217,12 @@ def resampled_labels(labels: Volume, target: Grid) -> Volume:
         lows: list[NDArray[np.intp]] = []
         highs: list[NDArray[np.intp]] = []
         shares: list[NDArray[np.float32]] = []
-        inside: NDArray[np.bool_] | bool = True
+        inside: NDArray[np.bool_] = np.ones((1, 1, 1), bool)
         for axis, length in enumerate(source.shape):
-            place = offset[axis] + sum(
-                matrix[axis, k] * where[k] for k in range(3) if abs(matrix[axis, k]) > 1e-9
-            )  # axes that play no part stay of length 1: numpy broadcasts them
-            place = np.asarray(place, np.float32)
+            place: NDArray[np.float32] = np.full((1, 1, 1), offset[axis], np.float32)
+            for k in range(3):
+                if matrix[axis, k]:  # axes that play no part stay of length 1: numpy broadcasts them
+                    place = np.add(place, where[k] * np.float32(matrix[axis, k]), dtype=np.float32)
             low = np.floor(place)
             shares.append(place - low)
             inside = inside & (place > -0.5 - 1e-4) & (place < length - 0.5 + 1e-4)
@@ -245,7 +255,9 @@ def _voted(
         weights.append(weight)
     best, score = candidates[0].copy(), np.full(len(found[0]), -1.0, np.float32)
     for candidate in candidates:
-        votes = sum(np.where(other == candidate, weight, 0) for other, weight in zip(candidates, weights, strict=True))
+        votes = np.zeros_like(score)
+        for other, weight in zip(candidates, weights, strict=True):
+            votes += np.where(other == candidate, weight, 0)
         better = votes > score + 1e-6
         best[better], score[better] = candidate[better], votes[better]
     first = first.copy()

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from verticals.medical.dicom import Series, read_series
-from verticals.medical.dicom_write import write_series
+from verticals.medical.dicom.series import Series, read_series
+from verticals.medical.dicom.write import write_series
 from verticals.medical.volume import Grid, Volume
 
 BALLS = {

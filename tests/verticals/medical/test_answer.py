@@ -11,10 +11,10 @@ from core.errors import ConfigError, DataError, Unavailable
 from tests.verticals.medical.answers import BALLS, LABELS, grid_of, mask_on, scan_on, series_in
 from verticals.medical import answer as module
 from verticals.medical.answer import write_answer
-from verticals.medical.dicom import Series
-from verticals.medical.dicom_rtstruct_read import read_rtstruct
-from verticals.medical.dicom_seg_check import read_back
-from verticals.medical.dicom_source import GeometryError
+from verticals.medical.dicom.rtstruct_read import read_rtstruct
+from verticals.medical.dicom.seg_check import read_back
+from verticals.medical.dicom.series import Series
+from verticals.medical.dicom.source import GeometryError
 from verticals.medical.labels import structures
 from verticals.medical.nifti import read_labels
 from verticals.medical.volume import Volume
@@ -148,7 +148,7 @@ def test_a_segmentation_that_lies_elsewhere_is_refused(tmp_path, tilted, monkeyp
     )
 
     def wrong(mask, sources, known, path, options):
-        from verticals.medical.dicom_seg import write_seg
+        from verticals.medical.dicom.seg import write_seg
 
         return write_seg(Volume(mask.array[:, ::-1], mask.grid), sources, known, path, **options)
 

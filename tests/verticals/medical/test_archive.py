@@ -14,8 +14,8 @@ import pytest
 from core.errors import DataError, Unavailable
 from verticals.medical import archive
 from verticals.medical.archive import extracted
-from verticals.medical.dicom import read_series
-from verticals.medical.dicom_write import write_series
+from verticals.medical.dicom.series import read_series
+from verticals.medical.dicom.write import write_series
 from verticals.medical.volume import Grid, Volume
 
 SECRET = "Klara Geheim"

@@ -28,7 +28,7 @@ import pydicom
 from core.durable.files import flush, reason, remove
 from core.errors import CapacityError, DataError, Unavailable
 from verticals.medical.connect import is_uid
-from verticals.medical.dicom_headers import FAULTS, quiet
+from verticals.medical.dicom.headers import FAULTS, quiet
 
 SERIES, INSTANCE = 0x0020000E, 0x00080018
 _PART = ".part"

@@ -24,7 +24,7 @@ from urllib3.util.retry import Retry
 from core.durable.files import written
 from core.errors import CapacityError, ConfigError, DataError, Unavailable
 from verticals.medical.connect import is_uid, reason, silence
-from verticals.medical.dicom_headers import FAULTS, quiet
+from verticals.medical.dicom.headers import FAULTS, quiet
 
 TOKEN, USER, PASSWORD = (f"VERTICALS_DICOMWEB_{name}" for name in ("TOKEN", "USER", "PASSWORD"))
 CONNECT_SECONDS = 5.0

@@ -29,7 +29,7 @@ from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
 from core.errors import CapacityError, ConfigError, DataError, Unavailable
 from verticals.medical.connect import reason, silence
 from verticals.medical.connect.arrivals import Arrivals, Round, identity
-from verticals.medical.dicom_headers import FAULTS, quiet
+from verticals.medical.dicom.headers import FAULTS, quiet
 
 TRANSFER_SYNTAXES = (
     ExplicitVRLittleEndian,

@@ -23,7 +23,7 @@ from verticals.medical.ct.plan import Plan
 from verticals.medical.ct.predictor import CtPredictor
 from verticals.medical.ct.synthetic import SyntheticConfig, phantom, write_dataset
 from verticals.medical.ct.task import SegmentationTask
-from verticals.medical.dicom_write import write_series
+from verticals.medical.dicom.write import write_series
 from verticals.medical.scan import opened, volume_of
 from verticals.medical.volume import AIR_HU, Volume
 
@@ -170,7 +170,9 @@ def calibration(
             case = having[int(random.integers(len(having)))]
             places = case.places[plan.labels[name]]
             middle = places[int(random.integers(len(places)))]
-            start = np.clip(middle - np.array(plan.patch_size) // 2, 0, np.maximum(0, np.array(case.shape) - plan.patch_size))
+            start = np.clip(
+                middle - np.array(plan.patch_size) // 2, 0, np.maximum(0, np.array(case.shape) - plan.patch_size)
+            )
             hu = cut(case.image, start, plan.patch_size, outside=AIR_HU)
             rows.append({"image": plan.normalized(hu)[None, None]})
             seen[name] += 1

@@ -7,14 +7,17 @@ written. Without a folder, a temporary one that is gone when the process ends, a
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
+import os
 import shutil
 import tempfile
 import weakref
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -26,7 +29,7 @@ from numpy.typing import NDArray
 from core.errors import DataError, Unavailable
 from verticals.medical.ct.dataset import NUM_THREADS, Case
 from verticals.medical.ct.plan import Plan
-from verticals.medical.volume import Volume, resampled, resampled_labels, to_ras
+from verticals.medical.volume import Volume, network_grid, resampled, resampled_labels, to_ras
 
 LAYOUT = 1
 """Raised whenever what is written here changes."""
@@ -123,12 +126,25 @@ class CaseCache:
                     np.save(made / f"{name}.npy", array)
                     checks[name] = _checksum(array)
                 (made / "entry.json").write_text(json.dumps({"ends": ends, "checks": checks}))
-                if folder.exists():  # damaged: moved aside whole, so that no reader meets half of it
-                    folder.rename(Path(place) / "damaged")
-                made.rename(folder)
+                with _alone(self.folder):
+                    if _opened(folder, case) is not None:  # another process was first
+                        return
+                    if folder.exists():  # damaged: moved aside whole, so that no reader meets half of it
+                        folder.rename(Path(place) / "damaged")
+                    made.rename(folder)
         except OSError as error:
-            if not (folder / "entry.json").exists():  # else another process was first
-                raise _unavailable(error) from None
+            raise _unavailable(error) from None
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """One process or thread at a time is inside."""
+    lock = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(lock)
 
 
 def _key(case: Case, plan: Plan) -> str:
@@ -172,7 +188,7 @@ def _resampled(case: Case, plan: Plan) -> tuple[NDArray[np.int16], NDArray[np.ui
     scan, mask = case.read()
     axes = to_ras(scan.grid)
     scan, mask = scan.turned(axes), mask.turned(axes)
-    target = scan.grid.at(plan.spacing_mm)
+    target = network_grid(scan.grid, plan.spacing_mm)
     if target.same_as(scan.grid):
         image, labels = scan.array, mask.array
     else:

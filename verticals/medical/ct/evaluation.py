@@ -113,21 +113,21 @@ def evaluate(predictor: CtPredictor, data: CtData, split: str) -> Evaluation:
         rows.append({})
         for organ, number in zip(organs, numbers, strict=True):
             known = case.known[number]
-            scores = compared(answer.mask, drawn, number) if known else dict.fromkeys(SCORES, float("nan"))
-            rows[-1] |= {f"{score} {organ}": value for score, value in scores.items()}
+            judged = compared(answer.mask, drawn, number) if known else dict.fromkeys(SCORES, float("nan"))
+            rows[-1] |= {f"{score} {organ}": value for score, value in judged.items()}
         masks.append(answer.mask.array.ravel())
         counts = np.bincount(answer.mask.array.ravel(), minlength=len(numbers) + 1)
         volumes.append([counts[number] * scan.grid.voxel_ml for number in numbers])
         centroids.append(np.concatenate([answer.mask.centroid_mm(number) for number in numbers]))
-    scores: dict[str, list[float]] = {}
+    table: dict[str, list[float]] = {}
     for score in SCORES:
         each = {f"{score} {organ}": [row[f"{score} {organ}"] for row in rows] for organ in organs}
-        table = np.array(list(each.values()))
-        there = ~np.isnan(table)
-        sums, counted = np.where(there, table, 0).sum(0), there.sum(0)
+        values = np.array(list(each.values()))
+        there = ~np.isnan(values)
+        sums, counted = np.where(there, values, 0).sum(0), there.sum(0)
         mean = np.divide(sums, counted, out=np.full(len(rows), np.nan), where=counted > 0)
-        scores |= {score: mean.tolist(), **each}  # the mean of a case's organs first: it is the score
-    return Evaluation(split, names, scores, masks, np.array(volumes), np.array(centroids))
+        table |= {score: mean.tolist(), **each}  # the mean of a case's organs first: it is the score
+    return Evaluation(split, names, table, masks, np.array(volumes), np.array(centroids))
 
 
 SCORES = ("dice", "surface_dice", "hd95_mm")

@@ -21,10 +21,17 @@ from verticals.medical.ct.config import CtConfig
 from verticals.medical.ct.plan import Plan
 from verticals.medical.labels import Structure, structures
 from verticals.medical.sliding import Blend, Windows, carry_bytes, label_dtype, windows_of
-from verticals.medical.volume import AIR_HU, SLAB_VOXELS, Grid, Volume, resampled, resampled_labels, to_ras
+from verticals.medical.volume import (
+    AIR_HU,
+    SLAB_VOXELS,
+    Grid,
+    Volume,
+    network_grid,
+    resampled,
+    resampled_labels,
+    to_ras,
+)
 
-SAME_SPACING = 0.01
-"""Relative difference of spacings up to which voxels stay as they are."""
 SECONDS_PER_VOXEL = 2e-7
 """Of turning, resampling and bringing back one voxel, on one core of a slow machine."""
 SLAB_BYTES = 120 * SLAB_VOXELS
@@ -133,12 +140,13 @@ class CtPredictor:
 
     def _cost(self, grid: Grid, *, loaded: bool) -> Estimate:
         window = self._window_cost
-        net = self._net_grid(grid)
+        net = network_grid(grid, self.plan.spacing_mm)
+        is_resampled = not net.same_as(grid.turned(to_ras(grid)))
         windows = self._windows(net.shape)
         carried = carry_bytes(windows, num_classes=self._num_classes, carry=self.config.predict.carry)
         given, label = grid.num_voxels, np.dtype(label_dtype(self._num_classes)).itemsize
         scan = 0 if loaded else 2 * given
-        turned = 2 * net.num_voxels + SLAB_BYTES if self._is_resampled(grid) else 0
+        turned = 2 * net.num_voxels + SLAB_BYTES if is_resampled else 0
         whole = int(np.prod(windows.shape))
         padded = 2 * whole if windows.shape != net.shape else 0
         blending = padded + label * whole + carried + window.bytes + 4 * int(np.prod(self._patch))
@@ -151,18 +159,17 @@ class CtPredictor:
         started = time.perf_counter()
         axes = to_ras(volume.grid)
         scan = volume.turned(axes)
-        net = self._net_grid(volume.grid)
-        array = resampled(scan, net).array if self._is_resampled(volume.grid) else scan.array
+        net = network_grid(volume.grid, self.plan.spacing_mm)
+        is_resampled = not net.same_as(scan.grid)
+        array = resampled(scan, net).array if is_resampled else scan.array
         labels, windows, skipped = self._blended(array, progress)
         mask = Volume(labels, net)
-        if self._is_resampled(volume.grid):
+        if is_resampled:
             mask = resampled_labels(mask, scan.grid)
         own = np.ascontiguousarray(axes.back(mask.array))
         return Segmentation(Volume(own, volume.grid), windows, skipped, time.perf_counter() - started)
 
-    def _blended(
-        self, array: NDArray[np.int16], progress: Callable[[float], None]
-    ) -> tuple[NDArray[Any], int, int]:
+    def _blended(self, array: NDArray[np.int16], progress: Callable[[float], None]) -> tuple[NDArray[Any], int, int]:
         """Labels of an array of HU on the network's grid, the number of windows, and how many were air."""
         shape = array.shape
         windows = self._windows(shape)
@@ -191,12 +198,3 @@ class CtPredictor:
         """Those of a volume on the network's grid, made as large as a window where it is smaller."""
         whole = tuple(max(size, patch) for size, patch in zip(shape, self._patch, strict=True))
         return windows_of(whole, self._patch, self.config.predict.overlap)
-
-    def _net_grid(self, grid: Grid) -> Grid:
-        turned = grid.turned(to_ras(grid))
-        return turned.at(self.plan.spacing_mm) if self._is_resampled(grid) else turned
-
-    def _is_resampled(self, grid: Grid) -> bool:
-        turned = grid.turned(to_ras(grid))
-        wanted = np.asarray(self.plan.spacing_mm)
-        return not (turned.is_orthogonal and (np.abs(turned.spacing_mm / wanted - 1) <= SAME_SPACING).all())

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import cast
-
 import torch
 from pydantic import Field
 from torch import Tensor, nn
@@ -92,4 +90,4 @@ def _reduced(target: Tensor, logits: Tensor) -> Tensor:
     size = logits.shape[2:]
     if target.shape[1:] == size:
         return target
-    return cast(Tensor, F.interpolate(target[:, None].float(), size=size, mode="nearest")[:, 0].to(target.dtype))
+    return F.interpolate(target[:, None].float(), size=size, mode="nearest")[:, 0].to(target.dtype)

@@ -14,9 +14,9 @@ import pytest
 from pydicom.uid import generate_uid
 
 from tests.servers import Orthanc
-from verticals.medical.dicom import read_series
-from verticals.medical.dicom_seg import write_seg
-from verticals.medical.dicom_write import write_series
+from verticals.medical.dicom.seg import write_seg
+from verticals.medical.dicom.series import read_series
+from verticals.medical.dicom.write import write_series
 from verticals.medical.labels import structures
 from verticals.medical.volume import Grid, Volume
 

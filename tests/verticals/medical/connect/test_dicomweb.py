@@ -15,8 +15,8 @@ from core.errors import CapacityError, ConfigError, DataError, Unavailable
 from tests.servers import Orthanc, free_port
 from tests.verticals.medical.connect.conftest import NUM_SLICES, Archive, Log, Study, says_nothing_of
 from verticals.medical.connect.dicomweb import DicomWeb, Found, choose_series
-from verticals.medical.dicom import read_series
-from verticals.medical.dicom_write import write_series
+from verticals.medical.dicom.series import read_series
+from verticals.medical.dicom.write import write_series
 
 
 @pytest.fixture

@@ -19,8 +19,8 @@ from core.errors import ConfigError, DataError, Unavailable
 from tests.servers import free_port
 from tests.verticals.medical.connect.conftest import NUM_SLICES, Archive, Log, Study, says_nothing_of
 from verticals.medical.connect.receiver import TRANSFER_SYNTAXES, Peer, Receiver, send
-from verticals.medical.dicom import read_series
-from verticals.medical.dicom_headers import decoding_plugin
+from verticals.medical.dicom.headers import decoding_plugin
+from verticals.medical.dicom.series import read_series
 
 US = "VERTICALS"
 LEAK = "ignore:Exception ignored in. <socket:pytest.PytestUnraisableExceptionWarning"

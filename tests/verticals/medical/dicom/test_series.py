@@ -37,9 +37,10 @@ from tests.verticals.medical.phantoms import (
     recompressed,
     setting,
 )
-from verticals.medical import dicom, dicom_headers
-from verticals.medical.dicom import inspect_series, read_series
-from verticals.medical.dicom_write import write_series
+from verticals.medical.dicom import headers
+from verticals.medical.dicom import series as series_module
+from verticals.medical.dicom.series import inspect_series, read_series
+from verticals.medical.dicom.write import write_series
 from verticals.medical.volume import AIR_HU, Axes, Grid, Volume, to_ras
 
 
@@ -112,7 +113,7 @@ def test_sources_are_the_headers_of_the_slices_in_order(tmp_path: Path) -> None:
 
 def test_inspection_gives_the_grid_and_reads_no_pixels(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     series = read_series(folder)
-    monkeypatch.setattr(dicom, "hounsfield", None)
+    monkeypatch.setattr(series_module, "hounsfield", None)
     info = inspect_series(folder)
     assert info.grid.same_as(series.volume.grid, tolerance_mm=0)
     assert info.shape == (7, 5, 6)
@@ -276,7 +277,7 @@ def test_a_scanners_series_equals_highdicoms() -> None:
     folder = Path(root) / "ct/ibsi_sts/dicom/STS_001/CT/image"
     series = read_series(folder)
     assert series.volume.grid.shape == (198, 202, 59)
-    with dicom_headers.quiet():
+    with headers.quiet():
         theirs = highdicom.get_volume_from_series([pydicom.dcmread(path) for path in sorted(folder.iterdir())])
     flipped: NDArray[Any] = theirs.array[::-1].T
     np.testing.assert_array_equal(series.volume.array, flipped)

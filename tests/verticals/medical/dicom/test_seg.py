@@ -9,10 +9,10 @@ import pytest
 
 from core.errors import CapacityError, DataError
 from tests.verticals.medical.answers import BALLS, LABELS, ORIENTATIONS, mask_on, series_in
-from verticals.medical import dicom_seg
-from verticals.medical.dicom_seg import write_seg
-from verticals.medical.dicom_seg_check import centroids, read_back, verify
-from verticals.medical.dicom_source import GeometryError
+from verticals.medical.dicom import seg
+from verticals.medical.dicom.seg import write_seg
+from verticals.medical.dicom.seg_check import centroids, read_back, verify
+from verticals.medical.dicom.source import GeometryError
 from verticals.medical.labels import structures
 from verticals.medical.volume import Grid, Volume
 
@@ -196,14 +196,14 @@ def test_a_mask_of_another_series(tmp_path, axial):
 
 def test_more_frames_than_a_file_holds(tmp_path, axial, monkeypatch):
     series, mask = axial
-    monkeypatch.setattr(dicom_seg, "_MAX_BYTES", 1000)
+    monkeypatch.setattr(seg, "_MAX_BYTES", 1000)
     with pytest.raises(CapacityError, match="ask for the kind LABELMAP"):
         write_seg(mask, series.sources, STRUCTURES, tmp_path / "seg.dcm", **MODEL)
 
 
 def test_a_failure_while_writing_leaves_no_file(tmp_path, axial, monkeypatch):
     series, mask = axial
-    monkeypatch.setattr(dicom_seg, "_write_binary", lambda *_: 1)
+    monkeypatch.setattr(seg, "_write_binary", lambda *_: 1)
     with pytest.raises(GeometryError, match="1 bytes of frames were written"):
         write_seg(mask, series.sources, STRUCTURES, tmp_path / "seg.dcm", **MODEL)
     assert not list(tmp_path.iterdir())

@@ -32,9 +32,9 @@ from tests.verticals.medical.phantoms import (
     recompressed,
     setting,
 )
-from verticals.medical import dicom, dicom_decode, dicom_geometry, dicom_headers
-from verticals.medical.dicom import inspect_series, read_series
-from verticals.medical.dicom_write import write_series
+from verticals.medical.dicom import decode, geometry, headers, series
+from verticals.medical.dicom.series import inspect_series, read_series
+from verticals.medical.dicom.write import write_series
 
 
 @pytest.fixture
@@ -96,7 +96,7 @@ def test_a_frame_that_ends_its_decoder_ends_nothing_else(
 def test_a_decoder_that_does_not_answer_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_series(noise(placed((40, 33, 3))), tmp_path)
     jpeg_lossless(tmp_path)
-    monkeypatch.setattr(dicom_decode, "DECODE_SECONDS", 0.01)
+    monkeypatch.setattr(decode, "DECODE_SECONDS", 0.01)
     refused(tmp_path, "file 1 of 3", "cannot be decoded", pixels=True)
 
 
@@ -206,7 +206,7 @@ def test_two_series_in_one_folder(folder: Path) -> None:
         ({"BitsAllocated": 12}, ["bits allocated 12"]),
         ({"HighBit": 11}, ["high bit 11"]),
         ({"Rows": 60000}, ["60000", "4,096"]),
-        *(({keyword: None}, ["file 3 of 6", "lacks", keyword]) for keyword in dicom_headers._REQUIRED),
+        *(({keyword: None}, ["file 3 of 6", "lacks", keyword]) for keyword in headers._REQUIRED),
         ({"Modality": None}, ["lacks Modality"]),
         ({"ImagePositionPatient": None, "PixelSpacing": None}, ["lacks ImagePositionPatient, PixelSpacing"]),
     ],
@@ -231,12 +231,12 @@ def test_a_position_that_is_no_number(folder: Path, text: bytes) -> None:
 
 
 def test_a_single_slice_and_too_many(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert dicom_geometry.MAX_SLICES == 1200
-    monkeypatch.setattr(dicom_geometry, "MAX_VOXELS", 7 * 5 * 6 - 1)
+    assert geometry.MAX_SLICES == 1200
+    monkeypatch.setattr(geometry, "MAX_VOXELS", 7 * 5 * 6 - 1)
     refused(folder, "210 voxels", "209")
-    monkeypatch.setattr(dicom_geometry, "MAX_SLICES", 5)
+    monkeypatch.setattr(geometry, "MAX_SLICES", 5)
     refused(folder, "6 slices", "up to 5")
-    monkeypatch.setattr(dicom, "MAX_FILES", 5)
+    monkeypatch.setattr(series, "MAX_FILES", 5)
     refused(folder, "6 files", "up to 5")
     monkeypatch.undo()
     for path in sorted(folder.iterdir())[1:]:

@@ -2,7 +2,7 @@
 
 highdicom describes segments and frames as if each frame were one pixel; the real ones are packed here and streamed
 behind it, since highdicom keeps all of them in memory (1 GB for 105 structures in 300 slices). What was written is
-proved by `dicom_seg_check`. C columns, R rows, K slices.
+proved by `seg_check`. C columns, R rows, K slices.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from pydicom.sr.codedict import codes
 from pydicom.uid import generate_uid
 
 from core.errors import CapacityError, DataError
-from verticals.medical import dicom_source
-from verticals.medical.dicom_source import NOTICE, GeometryError
+from verticals.medical.dicom import source
+from verticals.medical.dicom.source import NOTICE, GeometryError
 from verticals.medical.labels import ANATOMY, SIDES, Structure
 from verticals.medical.volume import Volume
 
@@ -61,8 +61,8 @@ def write_seg(
         CapacityError: more frames than a DICOM file holds.
     """
     structures = sorted(structures, key=lambda structure: structure.number)
-    dicom_source.aligned(mask, sources)
-    counts = dicom_source.voxels_per_slice(mask, structures)
+    source.aligned(mask, sources)
+    counts = source.voxels_per_slice(mask, structures)
     present = [at for at in range(len(structures)) if counts[:, at].any()]
     empty = tuple(structure for at, structure in enumerate(structures) if at not in present)
     if not present:
@@ -85,7 +85,7 @@ def write_seg(
     places = _places(segmentation, sources)
     del segmentation.PixelData
     try:
-        with dicom_source.quiet():
+        with source.quiet():
             segmentation.save_as(path)
         del segmentation
         with path.open("ab") as file:
@@ -119,8 +119,8 @@ def _described(
         DataError: highdicom refuses a header.
     """
     try:
-        with dicom_source.quiet():
-            heads = [dicom_source.header(source) for source in sources]
+        with source.quiet():
+            heads = [source.header(one) for one in sources]
             for head in heads:  # each frame is one pixel, and directions that differ in the last digit are one
                 head.Rows = head.Columns = 1
                 head.ImageOrientationPatient = heads[0].ImageOrientationPatient
@@ -138,9 +138,9 @@ def _described(
                 series_number=SERIES_NUMBER,
                 sop_instance_uid=generate_uid(),
                 instance_number=1,
-                manufacturer=dicom_source.MANUFACTURER,
+                manufacturer=source.MANUFACTURER,
                 manufacturer_model_name=algorithm[:64],
-                software_versions=dicom_source.software(version),  # type: ignore[arg-type]  # it takes any number
+                software_versions=source.software(version),  # type: ignore[arg-type]  # it takes any number
                 device_serial_number="none",
                 content_label="RESEARCH_USE",
                 content_description=NOTICE,
@@ -180,7 +180,7 @@ def _segment(number: int, structure: Structure, identification: Any) -> SegmentD
 
 def _thickness(sources: Sequence[Dataset]) -> float:
     """Of series that do not say: the distance of the first two slices, or 1 mm of a single one."""
-    found = dicom_source.planes(sources[:2])
+    found = source.planes(sources[:2])
     return 1.0 if len(found) < 2 else round(abs(float((found[1].origin - found[0].origin) @ found[0].normal)), 4) or 1.0
 
 

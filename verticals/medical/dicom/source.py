@@ -20,7 +20,7 @@ from pydicom.dataset import Dataset
 from pydicom.valuerep import DA, TM
 
 from core.errors import DataError, VerticalsError
-from verticals.medical import dicom_headers
+from verticals.medical.dicom import headers
 from verticals.medical.labels import Structure
 from verticals.medical.volume import Volume
 
@@ -177,6 +177,6 @@ def software(algorithm_version: str) -> tuple[str, str]:
 @contextmanager
 def quiet() -> Iterator[None]:
     """Around calls of pydicom and highdicom on a patient's data: their warnings quote the header."""
-    with dicom_headers.quiet():
+    with headers.quiet():
         warnings.filterwarnings("ignore", module=r"(highdicom|verticals\.medical)\.")  # they may point at the caller
         yield

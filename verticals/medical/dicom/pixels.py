@@ -13,8 +13,8 @@ from pydicom.pixels.decoders.base import get_decoder
 from pydicom.uid import UID
 
 from core.errors import DataError
-from verticals.medical.dicom_decode import Decoder
-from verticals.medical.dicom_headers import FAULTS, PYTHON_PLUGIN, Slice, decoding_plugin, quiet
+from verticals.medical.dicom.decode import Decoder
+from verticals.medical.dicom.headers import FAULTS, PYTHON_PLUGIN, Slice, decoding_plugin, quiet
 from verticals.medical.volume import AIR_HU
 
 _STARTS_OF_FRAME = {0xC0, 0xC1, 0xC2, 0xC3, 0xC5, 0xC6, 0xC7, 0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF, 0xF7}

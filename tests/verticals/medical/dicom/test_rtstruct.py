@@ -16,13 +16,13 @@ from scipy import ndimage
 
 from core.errors import DataError
 from tests.verticals.medical.answers import BALLS, LABELS, ORIENTATIONS, series_in
-from verticals.medical.dicom import read_series
-from verticals.medical.dicom_rtstruct import polygons, write_rtstruct
-from verticals.medical.dicom_rtstruct_read import read_rtstruct, verify_rtstruct
-from verticals.medical.dicom_seg import write_seg
-from verticals.medical.dicom_seg_check import read_back
-from verticals.medical.dicom_source import GeometryError, planes
-from verticals.medical.dicom_write import write_series
+from verticals.medical.dicom.rtstruct import polygons, write_rtstruct
+from verticals.medical.dicom.rtstruct_read import read_rtstruct, verify_rtstruct
+from verticals.medical.dicom.seg import write_seg
+from verticals.medical.dicom.seg_check import read_back
+from verticals.medical.dicom.series import read_series
+from verticals.medical.dicom.source import GeometryError, planes
+from verticals.medical.dicom.write import write_series
 from verticals.medical.labels import structures
 from verticals.medical.volume import Grid, Volume
 
@@ -189,7 +189,7 @@ def test_a_refused_header_is_not_quoted_and_leaves_no_file(tmp_path, axial, monk
     def refused(_):
         raise ValueError("Miller^Jane is no value")
 
-    monkeypatch.setattr("verticals.medical.dicom_source.software", refused)
+    monkeypatch.setattr("verticals.medical.dicom.source.software", refused)
     with pytest.raises(DataError, match="headers hold values that DICOM does not allow in a structure set") as caught:
         write_rtstruct(mask, series.sources, STRUCTURES, tmp_path / "rt.dcm", **MODEL)
     assert caught.value.__suppress_context__

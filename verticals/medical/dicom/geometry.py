@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from core.errors import DataError
-from verticals.medical.dicom_headers import UNIT_TOLERANCE, Slice
+from verticals.medical.dicom.headers import UNIT_TOLERANCE, Slice
 from verticals.medical.volume import Grid
 
 MAX_SLICES = 1200

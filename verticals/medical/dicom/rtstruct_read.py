@@ -17,8 +17,8 @@ from pydicom import dcmread
 from pydicom.dataset import Dataset
 
 from core.errors import DataError
-from verticals.medical import dicom_headers, dicom_source
-from verticals.medical.dicom_source import GeometryError, Plane
+from verticals.medical.dicom import headers, source
+from verticals.medical.dicom.source import GeometryError, Plane
 from verticals.medical.labels import Structure
 from verticals.medical.volume import Grid, Volume
 
@@ -60,7 +60,7 @@ def verify_rtstruct(path: Path, mask: Volume, sources: Sequence[Dataset], struct
         GeometryError: a structure that is missing or too many, or a slice whose contours hold other voxels.
     """
     numbers = {structure.name: structure.number for structure in structures}
-    left = dicom_source.voxels_per_slice(mask, structures)
+    left = source.voxels_per_slice(mask, structures)
     columns = {structure.name: at for at, structure in enumerate(structures)}
     found = _planes(sources)
     for roi in _rois(path, sources, None):
@@ -87,13 +87,13 @@ class _Roi:
 def _rois(path: Path, sources: Sequence[Dataset], names: Sequence[str] | None) -> Iterator[_Roi]:
     """The ROIs with an extent, those of the names."""
     try:
-        with dicom_source.quiet():
+        with source.quiet():
             file = dcmread(path, force=False)
             items = list(file.get("StructureSetROISequence") or [])
             drawn = {int(item.ReferencedROINumber): item for item in file.get("ROIContourSequence") or []}
             called = [str(item.get("ROIName", "")).strip() for item in items]
             numbers = [int(item.ROINumber) for item in items]
-    except dicom_headers.FAULTS:
+    except headers.FAULTS:
         raise DataError("the structure set cannot be read as DICOM: damaged, or no such file; send it again") from None
     if file.get("Modality") != "RTSTRUCT":
         raise DataError("the file is no RT Structure Set (modality RTSTRUCT); give the one that belongs to the series")
@@ -191,4 +191,4 @@ def _points(contour: Dataset, place: str) -> NDArray[np.float64]:
 def _planes(sources: Sequence[Dataset]) -> list[Plane]:
     if not sources:
         raise DataError("no slice given; contours need the series that they were drawn on")
-    return dicom_source.planes(sources)
+    return source.planes(sources)

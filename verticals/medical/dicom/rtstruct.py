@@ -25,8 +25,8 @@ from pydicom.uid import UID, ImplicitVRLittleEndian, generate_uid
 from scipy import ndimage
 
 from core.errors import DataError
-from verticals.medical import dicom_source
-from verticals.medical.dicom_source import NOTICE
+from verticals.medical.dicom import source
+from verticals.medical.dicom.source import NOTICE
 from verticals.medical.labels import ABNORMALITY, ANATOMY, SIDES, Structure
 from verticals.medical.volume import Volume
 
@@ -72,8 +72,8 @@ def write_rtstruct(
         GeometryError: the mask is not on the series' grid.
     """
     structures = sorted(structures, key=lambda structure: structure.number)
-    found = dicom_source.aligned(mask, sources)
-    counts = dicom_source.voxels_per_slice(mask, structures)
+    found = source.aligned(mask, sources)
+    counts = source.voxels_per_slice(mask, structures)
     kept = [structure for at, structure in enumerate(structures) if counts[:, at].any()]
     if not kept:
         return None
@@ -82,7 +82,7 @@ def write_rtstruct(
         for number, polygon in _polygons(mask.array[:, :, k]):
             contours[number].append(_contour(plane.lps(polygon), sources[k], len(contours[number]) + 1))
     try:
-        with dicom_source.quiet():
+        with source.quiet():
             file = _described(sources, kept, contours, algorithm=algorithm, version=version)
             file.save_as(path, enforce_file_format=True)
     except (ValueError, TypeError, AttributeError, KeyError, OverflowError) as error:
@@ -171,7 +171,7 @@ def _described(
     algorithm: str,
     version: str,
 ) -> FileDataset:
-    head = dicom_source.header(sources[0])
+    head = source.header(sources[0])
     meta = FileMetaDataset()
     meta.MediaStorageSOPClassUID = STORAGE
     meta.MediaStorageSOPInstanceUID = generate_uid()
@@ -186,8 +186,8 @@ def _described(
     file.Modality, file.SeriesInstanceUID = "RTSTRUCT", generate_uid()
     file.SeriesNumber, file.InstanceNumber = SERIES_NUMBER, 1
     file.SeriesDescription = f"Structures, {NOTICE}"
-    file.Manufacturer, file.ManufacturerModelName = dicom_source.MANUFACTURER, algorithm[:64]
-    file.SoftwareVersions = list(dicom_source.software(version))
+    file.Manufacturer, file.ManufacturerModelName = source.MANUFACTURER, algorithm[:64]
+    file.SoftwareVersions = list(source.software(version))
     file.OperatorsName = ""
     file.PositionReferenceIndicator = ""
     file.StructureSetLabel, file.StructureSetName = "RESEARCH USE", NOTICE

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from pydicom import dcmread
 from pydicom.dataset import Dataset
 
-from verticals.medical import dicom_source
-from verticals.medical.dicom_source import LPS, GeometryError
+from verticals.medical.dicom import source
+from verticals.medical.dicom.source import LPS, GeometryError
 from verticals.medical.labels import Structure
 from verticals.medical.volume import Grid, Volume
 
@@ -28,7 +28,7 @@ def read_back(path: Path, grid: Grid) -> dict[str, tuple[NDArray[np.float64], in
         GeometryError: a frame that does not lie on voxels of the grid.
     """
     with path.open("rb") as file:
-        with dicom_source.quiet():
+        with source.quiet():
             head = dcmread(file, stop_before_pixels=True)
         labels = {int(item.SegmentNumber): str(item.SegmentLabel) for item in head.SegmentSequence}
         shared = head.SharedFunctionalGroupsSequence[0]

@@ -15,10 +15,10 @@ import numpy as np
 import pydicom
 
 from core.errors import DataError
-from verticals.medical.dicom_decode import Decoder
-from verticals.medical.dicom_geometry import MAX_SLICES, arranged
-from verticals.medical.dicom_headers import Slice, read_slice
-from verticals.medical.dicom_pixels import hounsfield
+from verticals.medical.dicom.decode import Decoder
+from verticals.medical.dicom.geometry import MAX_SLICES, arranged
+from verticals.medical.dicom.headers import Slice, read_slice
+from verticals.medical.dicom.pixels import hounsfield
 from verticals.medical.volume import Grid, Volume
 
 MAX_FILES = 4 * MAX_SLICES
