@@ -13,16 +13,18 @@ from core.config import Config
 
 
 class OptimConfig(Config):
-    """AdamW with warm-up and a schedule over the whole training."""
+    """Optimizer, warm-up and a schedule over the whole training."""
 
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    """`sgd` is with Nesterov's momentum of 0.99, as nnU-Net trains."""
     lr: float = Field(1e-3, gt=0)
     """Peak learning rate."""
     weight_decay: float = Field(1e-2, ge=0)
-    """Decoupled decay, for tensors of two and more axes only (biases and norms are left alone)."""
+    """Decay of the weights (decoupled with adamw), for tensors of two and more axes only (biases and norms are left alone)."""
     warmup: float = Field(0.05, ge=0, lt=1)
     """Share of all steps over which the rate rises from zero."""
-    schedule: Literal["cosine", "constant"] = "cosine"
-    """How the rate goes on after the warm-up; `cosine` ends at zero."""
+    schedule: Literal["cosine", "polynomial", "constant"] = "cosine"
+    """How the rate goes on after the warm-up; `cosine` ends at zero, so does `polynomial`, with a power of 0.9."""
     clip_norm: float = Field(1.0, gt=0)
     """Largest norm of the gradient."""
     average: float = Field(0.0, ge=0, lt=1)
@@ -30,13 +32,16 @@ class OptimConfig(Config):
 
 
 def optimizer_of(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
-    """AdamW over the trainable parameters, in two groups: decayed and not."""
+    """The optimizer over the trainable parameters, in two groups: decayed and not."""
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     groups = [
         {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": config.weight_decay},
         {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW([group for group in groups if group["params"]], lr=config.lr)
+    filled = [group for group in groups if group["params"]]
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(filled, lr=config.lr, momentum=0.99, nesterov=True)
+    return torch.optim.AdamW(filled, lr=config.lr)
 
 
 def rate(config: OptimConfig, step: int, total: int) -> float:
@@ -46,7 +51,10 @@ def rate(config: OptimConfig, step: int, total: int) -> float:
         return config.lr * (step + 1) / (warm + 1)
     if config.schedule == "constant":
         return config.lr
-    return config.lr * 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warm) / max(1.0, total - warm))))
+    done = min(1.0, (step - warm) / max(1.0, total - warm))
+    if config.schedule == "polynomial":
+        return config.lr * float((1 - done) ** 0.9)
+    return config.lr * 0.5 * (1 + math.cos(math.pi * done))
 
 
 class WeightAverage:

@@ -1,0 +1,289 @@
+# ruff: noqa: E402
+"""Head-and-neck organs on real planning CT: our U-Net beside MONAI's DynUNet, on the same patches for the same steps.
+
+    python benchmarks/ct_openkbp.py [--quick] [--json FILE] [--cache DIR] [--steps N] [--models ours dynunet]
+
+Data: OpenKBP (VERTICALS_DATA/ct/Dataset001_OpenKBP), its own split: 99 scans train, 16 choose, 25 test. Both networks see
+the same patches with the same augmentation in the same order, in bfloat16, and answer through the same Predictor; the peer has
+its published optimizer, schedule and loss (nnU-Net's). Each training is checkpointed in `--cache` and goes on from there; ours
+lies there as a run, for `ct_speed.py`. The default recipe is for two cores and at most 45 minutes a model; on a GPU give
+`--device cuda --steps 20000 --batch 2 --patch 96`. Without the data, or with `--quick`, synthetic bodies and few steps show that
+the line works; such figures mean nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.tables import Record, goal, keep, table
+from core.contract import Step, TensorSpec
+from core.device import machine, pick_device, seed_everything
+from core.distributed.strategy import Strategy
+from core.evaluation.cases import case_comparisons, case_figures
+from core.inference.session import TorchSession
+from core.run import Run, revision
+from core.training.checkpoint import Checkpointer
+from core.training.log import Log
+from core.training.loop import FitConfig, fit
+from core.training.optim import OptimConfig
+from verticals.medical.ct.application import constants
+from verticals.medical.ct.application import task as task_of
+from verticals.medical.ct.augment import AugmentConfig
+from verticals.medical.ct.config import CtConfig, DataConfig, PlanConfig, PredictConfig, SamplerConfig
+from verticals.medical.ct.data import CtData
+from verticals.medical.ct.evaluation import SCORES, Evaluation, evaluate
+from verticals.medical.ct.loader import Batch
+from verticals.medical.ct.plan import Plan
+from verticals.medical.ct.predictor import CtPredictor
+from verticals.medical.ct.synthetic import SyntheticConfig
+
+EPOCH = 100
+"""Steps between checkpoints."""
+
+
+class DynUNet(nn.Module):
+    """MONAI's network with the settings that its authors publish, at the plan's patch."""
+
+    def __init__(self, plan: Plan) -> None:
+        super().__init__()
+        from monai.networks.nets.dynunet import DynUNet as Net
+
+        strides = [list(stride) for stride in plan.strides]
+        self.net: Any = Net(
+            spatial_dims=3,
+            in_channels=1,
+            out_channels=plan.num_classes,
+            kernel_size=[[3, 3, 3]] * len(strides),
+            strides=strides,
+            upsample_kernel_size=strides[1:],
+            norm_name="instance",
+            deep_supervision=True,
+            deep_supr_num=max(1, len(strides) - 2),
+            res_block=False,
+        )
+        self.inputs = (TensorSpec("image", ("window", 1, *plan.patch_size)),)
+        self.outputs = (TensorSpec("logits", ("window", plan.num_classes, *plan.patch_size)),)
+        self.to(memory_format=torch.channels_last_3d)
+
+    def forward(self, image: Tensor) -> Tensor:
+        answers: Tensor = self.net(image)
+        return answers
+
+
+class DynUNetTask(nn.Module):
+    """MONAI's own loss; each coarser answer weighs half as much as the next finer one."""
+
+    def __init__(self, model: DynUNet) -> None:
+        super().__init__()
+        from monai.losses.dice import DiceCELoss
+
+        self.model = model
+        self.loss = DiceCELoss(to_onehot_y=True, softmax=True, include_background=False)
+
+    def forward(self, batch: Batch) -> Step:
+        levels = self.model(batch.image).float().unbind(1)
+        weights = [0.5**level for level in range(len(levels))]
+        target = batch.target[:, None]
+        parts = [weight * self.loss(logits, target) for weight, logits in zip(weights, levels, strict=True)]
+        loss = torch.stack(parts).sum() / sum(weights)
+        return Step(loss, {})
+
+
+def config_of(given: argparse.Namespace) -> CtConfig:
+    """The recipe: what both share is data, plan and sampler; the optimizer is ours."""
+    source = Path(os.environ.get("VERTICALS_DATA", "")) / "ct/Dataset001_OpenKBP"
+    if given.quick or "VERTICALS_DATA" not in os.environ:
+        return CtConfig(
+            data=DataConfig(synthetic=SyntheticConfig(num_cases=6, shape=(40, 36, 40), spacing_mm=(6.0, 8.0))),
+            plan=PlanConfig(patch_size=(32, 32, 32), batch_size=1, base_width=8, max_levels=3, deep_supervision=True),
+            sampler=SamplerConfig(num_batches=20),
+            fit=FitConfig(epochs=1, precision="bf16", optim=OptimConfig(lr=3e-3)),
+        )
+    return CtConfig(
+        data=DataConfig(sources=(str(source),), cache=str(Path(given.cache) / "prepared") if given.cache else ""),
+        plan=PlanConfig(
+            patch_voxels=given.patch**3, batch_size=given.batch, base_width=given.width, deep_supervision=True
+        ),
+        sampler=SamplerConfig(
+            num_batches=EPOCH, foreground=given.foreground, augment=AugmentConfig(mirror=given.mirror)
+        ),
+        fit=FitConfig(
+            epochs=max(1, given.steps // EPOCH),
+            precision="bf16",
+            optim=OptimConfig(lr=given.lr, weight_decay=1e-2, warmup=0.03, average=given.average, clip_norm=12.0),
+        ),
+        predict=PredictConfig(overlap=0.5),
+    )
+
+
+PEER = OptimConfig(
+    optimizer="sgd", lr=1e-2, weight_decay=3e-5, warmup=0.0, schedule="polynomial", average=0.0, clip_norm=12.0
+)
+"""What nnU-Net and MONAI's DynUNet pipeline train with."""
+
+
+def ours(config: CtConfig, data: CtData) -> tuple[nn.Module, OptimConfig]:
+    return task_of(config, data), config.fit.optim
+
+
+def dynunet(config: CtConfig, data: CtData) -> tuple[nn.Module, OptimConfig]:
+    return DynUNetTask(DynUNet(data.plan)), PEER
+
+
+MODELS: dict[str, Callable[[CtConfig, CtData], tuple[nn.Module, OptimConfig]]] = {"ours": ours, "dynunet": dynunet}
+
+
+def trained(name: str, config: CtConfig, data: CtData, folder: Path, device: torch.device) -> tuple[Any, float]:
+    """The task, trained or taken up where it stopped, and the seconds that training took in all."""
+    seed_everything(config.fit.seed)
+    task, optim = MODELS[name](config, data)
+    clock = folder / f"{name}.seconds"
+    before = float(clock.read_text()) if clock.exists() else 0.0
+    started = time.perf_counter()
+
+    class Timed(Checkpointer):
+        def save(self, state: dict[str, Any]) -> None:
+            super().save(state)
+            clock.write_text(str(before + time.perf_counter() - started))
+
+    fitted = config.fit.model_copy(update={"optim": optim})
+    with Log(folder / f"{name}.jsonl", quiet=not sys.stderr.isatty()) as log:
+        fit(task, data, fitted, strategy=Strategy(device), log=log, checkpointer=Timed(folder / name))
+    return task, float(clock.read_text())
+
+
+def judged(config: CtConfig, data: CtData, task: Any, split: str, device: torch.device) -> Evaluation:
+    """Figures of a split through the Predictor."""
+    session = TorchSession(task.model, device=device)
+    predictor = CtPredictor(config, {"plan": data.plan.model_dump(mode="json")}, session, version="benchmark")
+    return evaluate(predictor, data, split)
+
+
+def keep_run(folder: Path, config: CtConfig, data: CtData, task: Any, evaluation: Evaluation) -> None:
+    """Our network as a run, which `verticals predict`, `export` and `compress` and `ct_speed.py` take."""
+    path = folder / "run"
+    path.mkdir(exist_ok=True)
+    run = Run(path)
+    run.write_text("config.yaml", config.to_yaml())
+    run.write_json("code.json", {"application": "medical.ct", "recipe": "openkbp", **revision()})
+    run.write_json("data.json", data.fingerprint)
+    run.write_json("constants.json", constants(config, data, task))
+    run.write_weights(task.model)
+    run.write_json("report.json", {**evaluation.record(), "text": evaluation.text, "machine": machine()})
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="synthetic bodies and few steps, under a minute")
+    parser.add_argument("--json", metavar="FILE")
+    parser.add_argument("--cache", metavar="DIR", help="checkpoints and prepared scans, kept")
+    parser.add_argument("--steps", type=int, default=3000, help="of each model (default: 3000)")
+    parser.add_argument("--patch", type=int, default=64, help="a patch has so many voxels to the third (default: 64)")
+    parser.add_argument("--batch", type=int, default=1, help="patches a step (default: 1)")
+    parser.add_argument("--width", type=int, default=32, help="channels of our finest level (default: 32)")
+    parser.add_argument("--lr", type=float, default=1e-3, help="our peak learning rate (default: 1e-3)")
+    parser.add_argument("--average", type=float, default=0.99, help="decay of our averaged weights (default: 0.99)")
+    parser.add_argument("--foreground", type=float, default=0.5, help="share of patches around an organ (default: 0.5)")
+    parser.add_argument(
+        "--mirror", type=float, default=0.0, help="share of patches mirrored along A and S (default: 0)"
+    )
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="of torch (default: all cores)")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--split", default="test", choices=("validation", "test"))
+    parser.add_argument("--models", nargs="+", default=list(MODELS), choices=list(MODELS))
+    given = parser.parse_args()
+    torch.set_num_threads(given.threads)
+    device = pick_device(given.device)
+    config = config_of(given)
+    with tempfile.TemporaryDirectory() as spare:
+        folder = Path(given.cache or spare)
+        folder.mkdir(parents=True, exist_ok=True)
+        data = CtData(config)
+        print(data.plan.text, file=sys.stderr)
+        found: dict[str, Evaluation] = {}
+        seconds: dict[str, float] = {}
+        for name in given.models:
+            task, seconds[name] = trained(name, config, data, folder, device)
+            found[name] = judged(config, data, task, given.split, device)
+            if given.cache and name == "ours":
+                keep_run(folder, config, data, task, found[name])
+            print(f"{name}: {seconds[name]:.0f} s\n{found[name].text}", file=sys.stderr, flush=True)
+        report(given, config, data, found, seconds)
+
+
+def report(
+    given: argparse.Namespace, config: CtConfig, data: CtData, found: dict[str, Evaluation], seconds: dict[str, float]
+) -> None:
+    """Tables, the paired comparison and goals."""
+    real = bool(config.data.sources)
+    here = machine()
+    rows: list[Record] = []
+    for score in SCORES:
+        for name, evaluation in found.items():
+            for figure, value in evaluation.figures.items():
+                if figure.split(" ")[0] == score:
+                    organ = figure.partition(" ")[2] or "mean of the organs"
+                    interval = f"{value.low:.3f} to {value.high:.3f}"
+                    rows.append({"score": score, "organ": organ, "model": name, "mean": value.value, "95 %": interval, "scans": value.n})  # fmt: skip
+    steps = config.fit.epochs * config.sampler.num_batches
+    table(
+        f"{'OpenKBP (real planning CT)' if real else 'synthetic bodies'}, {given.split} split, {steps} steps of {data.plan.batch_size} x {data.plan.patch_size}",
+        rows,
+        f"{here['gpu'] or here['cpu']}, {here['cores']} cores, torch {here['torch']}; trained for "
+        + ", ".join(f"{name} {taken / 60:.1f} min" for name, taken in seconds.items()),
+    )
+    goals, paired = [], {}
+    if len(found) == 2:
+        one, other = found["ours"].scores, found["dynunet"].scores
+        paired = case_comparisons(one, other)
+        table(
+            "ours minus DynUNet, the same scans",
+            [
+                {
+                    "score": name,
+                    "difference": it.difference,
+                    "95 %": f"{it.low:+.4f} to {it.high:+.4f}",
+                    "p": it.p_value,
+                }
+                for name, it in paired.items()
+            ],
+        )
+        worse = [name for name, it in paired.items() if (it.high < 0 if "dice" in name else it.low > 0)]
+        lower = [name for name, it in paired.items() if name.startswith("dice ") and it.difference < 0]
+        goals.append(
+            goal(f"on no organ significantly below the peer (below in Dice at all: {lower or 'none'})", not worse)
+        )
+    if real and "ours" in found:
+        mean = case_figures({"dice": found["ours"].scores["dice"]})["dice"].value
+        goals.append(goal(f"mean Dice at least 0.80 on two cores: {mean:.3f}", mean >= 0.80))
+        over = [name for name, taken in seconds.items() if taken > 45 * 60]
+        goals.append(goal("each model trained within 45 minutes", not over))
+    if not torch.cuda.is_available():
+        print("  mean Dice at least 0.85 with a GPU: not run (no GPU)")
+    keep(
+        given.json,
+        machine=here,
+        config=config.model_dump(mode="json"),
+        plan=data.plan.model_dump(mode="json"),
+        seconds=seconds,
+        figures={name: evaluation.record() for name, evaluation in found.items()},
+        paired={name: it.record() for name, it in paired.items()},
+        goals=goals,
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,178 @@
+# ruff: noqa: E402
+"""Seconds a scan and what they cost in Dice: torch, OpenVINO in float32, bfloat16 and int8, beside MONAI's sliding window.
+
+    python benchmarks/ct_speed.py [--quick] [--json FILE] --run DIR [--scans N] [--rounds N]
+
+`--run` is a trained run: of `verticals train medical.ct --data ...`, or what `ct_openkbp.py --cache DIR` leaves in DIR/run. Its
+network is exported and quantized by `verticals export` and `verticals compress` (each passes its parity gate), then all answer the
+same test scans with the same windows in turns in one process, every core each; a row a scan, medians of the ratios to MONAI's
+inferer on torch eager. Windows of air are skipped in rows of their own. `--quick` trains the debug recipe on synthetic bodies.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+import numpy as np
+import torch
+from monai.inferers.utils import sliding_window_inference
+from numpy.typing import NDArray
+
+from benchmarks.tables import Record, goal, keep, table
+from core.contract import Session
+from core.device import machine
+from core.inference.model import config_of, network_of, session_of
+from core.inference.session import SessionConfig, TorchSession
+from core.run import Run
+from pipelines.compress import compress
+from pipelines.export import export
+from pipelines.train import train
+from verticals.medical.ct import APPLICATION
+from verticals.medical.ct.data import CtData
+from verticals.medical.ct.plan import Plan
+from verticals.medical.ct.predictor import CtPredictor
+from verticals.medical.volume import Volume, network_grid, resampled, to_ras
+
+Answer = Callable[[Volume], NDArray[Any]]
+"""A scan on the network's own grid -> its labels."""
+
+PEER = "MONAI, torch eager"
+GOALS = {"ours, OpenVINO bfloat16": 3.5, "ours, OpenVINO int8": 5.0}
+MOST_LOST = 0.005
+"""Of the mean Dice."""
+
+
+def artifacts(run: Path, folder: Path) -> dict[str, Path]:
+    """The run's network for OpenVINO, by precision."""
+    made = {}
+    for precision in ("float32", "bfloat16"):
+        made[precision] = folder / precision
+        export(str(run), format="openvino", precision=precision, output=str(made[precision]), split="validation")
+    compress(str(run), bits=8, method="static", max_score_drop=0.02, output=str(folder / "chain"))
+    compress(
+        str(run), bits=8, method="static", precision="bfloat16", max_score_drop=0.02, output=str(folder / "chain16")
+    )
+    for name, chain in (("int8", "chain"), ("int8 and bfloat16", "chain16")):
+        (made[name],) = [path for path in (folder / chain).iterdir() if "int8" in path.name and path.is_dir()]
+    return made
+
+
+def ways(run: Path, made: dict[str, Path]) -> dict[str, Answer]:
+    """Every way to answer a scan, the peer first."""
+    config, constants = config_of(APPLICATION, run), Run(run).read_json("constants.json")
+    plan = Plan.from_record(constants["plan"])
+    network = network_of(APPLICATION, run).eval()
+
+    def peer(scan: Volume) -> NDArray[Any]:
+        image = torch.from_numpy(plan.normalized(scan.array))[None, None]
+        with torch.inference_mode():
+            logits: Any = sliding_window_inference(
+                image, plan.patch_size, 1, network, overlap=config.predict.overlap, mode="gaussian"
+            )
+            labels: NDArray[Any] = logits.argmax(1)[0].to(torch.uint8).numpy()
+        return labels
+
+    def ours(session: Session, air_hu: int | None) -> Answer:
+        predict = config.predict.model_copy(update={"air_hu": air_hu})
+        predictor = CtPredictor(config.model_copy(update={"predict": predict}), constants, session)
+        predictor.warm()
+        return lambda scan: predictor([scan])[0].mask.array
+
+    threads = SessionConfig(threads=os.cpu_count() or 1)
+    found: dict[str, Answer] = {PEER: peer, "ours, torch eager": ours(TorchSession(network), None)}
+    for name, path in made.items():
+        session = session_of(APPLICATION, path, config=threads)
+        found[f"ours, OpenVINO {name}"] = ours(session, None)
+        found[f"ours, OpenVINO {name}, no air"] = ours(session, -500)
+    return found
+
+
+def dice(labels: NDArray[Any], drawn: NDArray[Any], num_classes: int) -> float:
+    """Mean over the organs that are drawn."""
+    scores = []
+    for number in range(1, num_classes):
+        ours, theirs = labels == number, drawn == number
+        if theirs.any():
+            scores.append(2 * (ours & theirs).sum() / (ours.sum() + theirs.sum()))
+    return float(np.mean(scores))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="the debug recipe on synthetic bodies, about a minute")
+    parser.add_argument("--json", metavar="FILE")
+    parser.add_argument("--run", metavar="DIR", help="a trained run")
+    parser.add_argument("--scans", type=int, default=25, help="test scans (default: 25)")
+    parser.add_argument("--rounds", type=int, default=1, help="how often each scan is answered (default: 1)")
+    given = parser.parse_args()
+    if not given.quick and not given.run:
+        parser.error("give --run DIR, a trained run, or --quick")
+    torch.set_num_threads(os.cpu_count() or 1)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        run = Path(given.run) if given.run else None
+        if run is None:
+            run = Path(train("medical.ct", recipe="debug", runs=str(folder / "runs"), alias="none")["run"])
+            torch.set_num_threads(os.cpu_count() or 1)
+        answers = ways(run, artifacts(run, folder))
+        measured(run, answers, given)
+
+
+def measured(run: Path, answers: dict[str, Answer], given: argparse.Namespace) -> None:
+    """Answers in turns, and the table."""
+    data = CtData(config_of(APPLICATION, run))
+    plan = Plan.from_record(Run(run).read_json("constants.json")["plan"])
+    seconds: dict[str, list[float]] = {name: [] for name in answers}
+    scores: dict[str, list[float]] = {name: [] for name in answers}
+    for case in data.samples("test")[: given.scans]:
+        scan, drawn = case.read()
+        axes = to_ras(scan.grid)
+        target = network_grid(scan.grid, plan.spacing_mm)
+        turned = scan.turned(axes)
+        ready = turned if target.same_as(turned.grid) else resampled(turned, target)
+        ready = Volume(np.ascontiguousarray(ready.array), ready.grid)
+        same = target.same_as(turned.grid)
+        for _ in range(given.rounds):
+            for name, answer in answers.items():
+                started = time.perf_counter()
+                labels = answer(ready)
+                seconds[name].append(time.perf_counter() - started)
+                if same:
+                    scores[name].append(dice(labels, axes(drawn.array), plan.num_classes))
+    rows: list[Record] = []
+    for name in answers:
+        ratio = float(np.median(np.array(seconds[PEER]) / np.array(seconds[name])))
+        row: Record = {"way": name, "s a scan, median": float(np.median(seconds[name])), "times faster": ratio}
+        if scores[name]:
+            lost = np.array(scores[PEER]) - np.array(scores[name])
+            row |= {"mean Dice": round(float(np.mean(scores[name])), 4), "Dice lost": f"{lost.mean():+.5f}"}
+            row["lost"] = float(lost.mean())
+        rows.append(row)
+    here = machine()
+    table(
+        f"{len(seconds[PEER]) // given.rounds} test scans, windows of {plan.patch_size}",
+        [{key: value for key, value in row.items() if key != "lost"} for row in rows],
+        f"{here['cpu']}, {here['cores']} cores, torch {here['torch']}",
+    )
+    by_name = {row["way"]: row for row in rows}
+    goals = []
+    if not given.quick:
+        for name, times in GOALS.items():
+            row = by_name[name]
+            reached = row["times faster"] >= times and abs(row.get("lost", 1.0)) <= MOST_LOST
+            goals.append(goal(f"{name}: {times} times faster, at most {MOST_LOST} Dice lost", reached))
+    keep(given.json, machine=here, rows=rows, seconds=seconds, goals=goals)
+
+
+if __name__ == "__main__":
+    main()
