@@ -4,7 +4,7 @@
     python benchmarks/ct_openkbp.py [--quick] [--json FILE] [--cache DIR] [--steps N] [--models ours dynunet]
 
 Data: OpenKBP (VERTICALS_DATA/ct/Dataset001_OpenKBP), its own split: 99 scans train, 16 choose, 25 test. Both networks see
-the same patches with the same augmentation in the same order, in bfloat16, and answer through the same Predictor; the peer has
+the same patches with the same augmentation in the same order and answer through the same Predictor, all in bfloat16; the peer has
 its published optimizer, schedule and loss (nnU-Net's). Each training is checkpointed in `--cache` and goes on from there; ours
 lies there as a run, for `ct_speed.py`. The default recipe is for two cores and at most 45 minutes a model; on a GPU give
 `--device cuda --steps 20000 --batch 2 --patch 96`. Without the data, or with `--quick`, synthetic bodies and few steps show that
@@ -167,7 +167,7 @@ def trained(name: str, config: CtConfig, data: CtData, folder: Path, device: tor
 
 def judged(config: CtConfig, data: CtData, task: Any, split: str, device: torch.device) -> Evaluation:
     """Figures of a split through the Predictor."""
-    session = TorchSession(task.model, device=device)
+    session = TorchSession(task.model, device=device, precision="bfloat16")
     predictor = CtPredictor(config, {"plan": data.plan.model_dump(mode="json")}, session, version="benchmark")
     return evaluate(predictor, data, split)
 

@@ -209,7 +209,7 @@ class _Search:
         """torch-pruning's pruner of `model`, which it puts into evaluation mode."""
         for parameter in model.parameters():  # tracing goes by gradients
             parameter.requires_grad_(parameter.is_floating_point())
-        with _leniently(), torch.enable_grad():
+        with _leniently(), _out_of_place(model), torch.enable_grad():
             pruner = torch_pruning.pruner.BasePruner(
                 model,
                 self.example,
@@ -338,6 +338,19 @@ def _leniently() -> Iterator[None]:
             yield
     finally:
         index_mapping.update_concat_index_mapping = update
+
+
+@contextmanager
+def _out_of_place(model: nn.Module) -> Iterator[None]:
+    """Units that write into their input do not: over a view (instance norm's answer) the trace would lose the layer before."""
+    units = [module for module in model.modules() if getattr(module, "inplace", False) is True]
+    for module in units:
+        module.inplace = False  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        for module in units:
+            module.inplace = True  # type: ignore[assignment]
 
 
 def _end_at_sums(graph: Any) -> None:
