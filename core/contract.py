@@ -106,7 +106,8 @@ class Metrics(Protocol):
 
     @property
     def answers(self) -> Arrays:
-        """[N, ...] what the Predictor answered to the split's samples, in order: floats are numbers, all else labels."""
+        """[N, ...] what the Predictor answered to the split's samples, in order: floats are numbers, all else labels.
+        Masks, of another shape for each sample, are flat and on end here; a property `pictures` has them as they are."""
 
     def record(self) -> dict[str, Any]:
         """JSON-able, with `figures` by name."""

@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from core.contract import Application, Archive
 from core.device import memory_limit, peak_bytes
@@ -50,14 +50,15 @@ def predict(
         ArtifactError: no such model, or it is damaged.
     """
     app = load(application)
-    _check_options(app, input, output, dry_run, from_dicomweb, study, series, store)
+    fetch = _Fetch(from_dicomweb, study, series, store)
+    _check_options(app, fetch, input=input, output=output, dry_run=dry_run)
     if output and not Path(output).resolve().parent.is_dir():
         raise DataError(f"the folder of {output} does not exist; make it first")
     if input and output and Path(output).resolve() == Path(input).resolve():
         raise DataError(f"{output} is the input too; give another name")
     started = time.perf_counter()
-    archive = app.archive(from_dicomweb) if app.archive and from_dicomweb else None
-    with _source(archive, input, study, series) as source, tempfile.TemporaryDirectory(prefix="answer-") as spare:
+    archive = app.archive(fetch.url) if app.archive and fetch.url else None
+    with _source(archive, fetch, input) as source, tempfile.TemporaryDirectory(prefix="answer-") as spare:
         model = open_model(application, version=version, run=run, as_released=True)
         config = model.config.override(settings)
         if dry_run:
@@ -80,42 +81,44 @@ def predict(
     }
 
 
-def _check_options(
-    app: Application,
-    input: str | None,
-    output: str | None,
-    dry_run: bool,
-    from_dicomweb: str | None,
-    study: str | None,
-    series: str | None,
-    store: bool,
-) -> None:
-    if (input is None) == (from_dicomweb is None):
+class _Fetch(NamedTuple):
+    """What is fetched from an archive and stored there."""
+
+    url: str | None
+    study: str | None
+    series: str | None
+    store: bool
+
+
+def _check_options(app: Application, fetch: _Fetch, *, input: str | None, output: str | None, dry_run: bool) -> None:
+    if (input is None) == (fetch.url is None):
         raise ConfigError("give either --input FILE or --from-dicomweb URL --study UID")
-    if from_dicomweb is not None and app.archive is None:
+    if fetch.url is not None and app.archive is None:
         raise ConfigError(f"{app.name} fetches nothing from archives; give --input FILE")
-    if (from_dicomweb is None) != (study is None):
+    if (fetch.url is None) != (fetch.study is None):
         raise ConfigError("--from-dicomweb and --study go together: the archive's URL and the study's UID")
-    if (series or store) and from_dicomweb is None:
+    if (fetch.series or fetch.store) and fetch.url is None:
         raise ConfigError("--series and --store go with --from-dicomweb")
     if dry_run and app.cost is None:
         raise ConfigError(
             f"{app.name} answers files of any size in bounded memory: --dry-run has nothing to promise; leave it out"
         )
-    if not output and not dry_run and not store:
+    if dry_run and fetch.store:
+        raise ConfigError("--dry-run answers nothing that --store could send; leave one of them out")
+    if not output and not dry_run and not fetch.store:
         raise ConfigError("give --output, where the answer is written to")
 
 
 @contextmanager
-def _source(archive: Archive | None, input: str | None, study: str | None, series: str | None) -> Iterator[str]:
+def _source(archive: Archive | None, fetch: _Fetch, input: str | None) -> Iterator[str]:
     """The input's path; what was fetched is gone when the block ends."""
     if archive is None:
         assert input is not None
         yield input
         return
     with tempfile.TemporaryDirectory(prefix="fetched-") as folder:
-        assert study is not None
-        archive.fetch(study, series, Path(folder))
+        assert fetch.study is not None
+        archive.fetch(fetch.study, fetch.series, Path(folder))
         yield folder
 
 

@@ -160,14 +160,14 @@ class Jobs:
         cost_bytes: int = 0,
         cost_seconds: float = 0.0,
         files: Path | None = None,
+        notes: Mapping[str, Any] | None = None,
     ) -> Job:
         """Queue a job; when this returns it survives a power cut, its files too.
 
         Args:
-            request: what JSON can hold.
+            request: what JSON can hold; `notes` are kept with it, and no part of what a key stands for.
             key: idempotency key: the job that it was used for is returned, whatever has become of it.
-            cost_bytes: memory or disk that it needs.
-            cost_seconds: time that it is likely to take.
+            cost_bytes: memory or disk that it needs; `cost_seconds` the time that it is likely to take.
             files: the folder that `upload` gave.
 
         Raises:
@@ -175,15 +175,16 @@ class Jobs:
             CapacityError: the job alone costs more than all jobs may.
             KeyConflict: the key was used with another request.
         """
-        text = as_json(request)
-        digest = hashlib.sha256(text.encode()).digest()
+        digest, text = hashlib.sha256(as_json(request).encode()).digest(), as_json({**request, **(notes or {})})
         if self._most_bytes is not None and cost_bytes > self._most_bytes:
             raise CapacityError(f"the job needs {cost_bytes} bytes; at most {self._most_bytes} are allowed: send less")
         if (known := self._known(key, digest)) is not None:
             return known
         if files is None:
             with self.upload() as own:
-                return self.submit(request, key=key, cost_bytes=cost_bytes, cost_seconds=cost_seconds, files=own)
+                return self.submit(
+                    request, key=key, cost_bytes=cost_bytes, cost_seconds=cost_seconds, files=own, notes=notes
+                )
         name = files.parent.name
         flush_tree(files.parent)
         with self._database.transaction() as cursor:
@@ -373,9 +374,7 @@ class Jobs:
 
     def _recover(self) -> None:
         """After a start: settle what was running, and remove files that no job needs."""
-        text = (
-            f"the process ended {self._most_attempts} times while it worked on this job, which is the limit; " + _HINT
-        )
+        text = f"the process ended {self._most_attempts} times while it worked on this job, the limit; {_HINT}"
         with self._database.transaction() as cursor:
             cursor.execute("PRAGMA secure_delete = ON")  # what is forgotten is overwritten in the file
             cursor.execute("SELECT id, attempts FROM job WHERE state = 'running'")

@@ -55,7 +55,8 @@ class Worker:
         """Whether the work stopped in time: only then may the queue be closed."""
         self._stopping.set()
         self._jobs.wake()
-        self._thread.join(self._stop_seconds)
+        if self._thread.is_alive():
+            self._thread.join(self._stop_seconds)
         return not self._thread.is_alive()
 
     def __enter__(self) -> Self:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import permutations, product
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,9 @@ NAMED = 4
 
 AXIS = 32
 """Length of a free axis, the first one apart, of arrays that are made up."""
+
+MOST_TURNED = 16
+"""Pictures or windows that are looked for among the others, in every turn."""
 
 
 def changed(true: Any, given: Any) -> list[str]:
@@ -78,11 +82,79 @@ def difference(true: NDArray[Any], given: NDArray[Any], columns: Sequence[str] =
     parts = [f"{names[k]} {_scaled(a[:, k], b[:, k])}" for k in unlike[:NAMED]]
     if a.ndim > 2 and len(unlike) == count:
         factor = _line(a, b)
-        if factor is not None:
+        if factor is not None and factor[0]:
             return _said(*factor)
+        if cut := _cut_off(a, b):
+            return cut
         return f"differs in every channel ({_scaled(a, b)}): the picture is resized, cropped or normalised otherwise"
     more = f" and {len(unlike) - NAMED} further {name}s differ" if len(unlike) > NAMED else ""
     return "differs: " + "; ".join(parts) + more
+
+
+def turned(true: Sequence[NDArray[Any]], given: Sequence[NDArray[Any]]) -> str | None:
+    """How pictures or volumes were turned as a whole, in words; None where no turn explains the difference.
+
+    They need not come in the same order: windows of a turned volume are turned windows, taken in another order.
+
+    Args:
+        true: [...] each, without a batch's or a channel's axis.
+    """
+    telling = [np.ascontiguousarray(array) for array in true if array.size and np.ptp(array) > 0][:MOST_TURNED]
+    there = {(array.shape, np.ascontiguousarray(array).tobytes()) for array in given}
+    if not telling or len({array.ndim for array in telling}) > 1:
+        return None
+
+    def found(order: tuple[int, ...], flips: tuple[bool, ...]) -> int:
+        seen = (_turn(array, order, flips) for array in telling)
+        return sum((array.shape, array.tobytes()) in there for array in seen)
+
+    (same, *_), best, most = _turns(telling[0].ndim), None, 0
+    least = found(*same)
+    for turn in _turns(telling[0].ndim)[1:]:
+        if (count := found(*turn)) > most:
+            best, most = turn, count
+    if best is None or most <= least or most < len(telling) / 4:
+        return None
+    return _turn_said(*best)
+
+
+def turned_labels(true: Sequence[NDArray[Any]], given: Sequence[NDArray[Any]]) -> str | None:
+    """How masks, one a sample, were turned; None where no turn brings most of their foreground together."""
+    if not true or len({array.ndim for array in true}) > 1 or true[0].ndim < 2:
+        return None
+
+    def agreement(order: tuple[int, ...], flips: tuple[bool, ...]) -> float:
+        alike = whole = 0
+        for a, b in zip(true, given, strict=True):
+            seen = _turn(a, order, flips)
+            if seen.shape != b.shape:
+                return 0.0
+            there = (seen != 0) | (b != 0)
+            alike, whole = alike + int((seen == b)[there].sum()), whole + int(there.sum())
+        return alike / max(1, whole)
+
+    same, *others = _turns(true[0].ndim)
+    best = max(others, key=lambda turn: agreement(*turn))
+    return _turn_said(*best) if agreement(*best) >= max(0.8, agreement(*same) + 0.1) else None
+
+
+def _turns(ndim: int) -> list[tuple[tuple[int, ...], tuple[bool, ...]]]:
+    """Every order of axes with every choice of mirrored ones; the first changes nothing."""
+    return [(order, flips) for order in permutations(range(ndim)) for flips in product((False, True), repeat=ndim)]
+
+
+def _turn(array: NDArray[Any], order: tuple[int, ...], flips: tuple[bool, ...]) -> NDArray[Any]:
+    steps = tuple(slice(None, None, -1 if flip else 1) for flip in flips)
+    return np.ascontiguousarray(array.transpose(order)[steps])
+
+
+def _turn_said(order: tuple[int, ...], flips: tuple[bool, ...]) -> str:
+    moved = [f"axis {place} holds axis {axis}" for place, axis in enumerate(order) if place != axis]
+    mirrored = [str(place) for place, flip in enumerate(flips) if flip]
+    words = [f"has its axes exchanged: {', '.join(moved)}"] if moved else []
+    if mirrored:
+        words.append(f"is mirrored along {'axis' if len(mirrored) == 1 else 'axes'} {' and '.join(mirrored)}")
+    return ", and ".join(words)
 
 
 def exchanged(
@@ -156,6 +228,29 @@ def _line(a: NDArray[Any], b: NDArray[Any]) -> tuple[float, float] | None:
     if not rest <= 1e-2 * np.abs(x - y).max():
         return None
     return factor, shift if abs(shift) > 1e-5 * np.abs(y).max() else 0.0
+
+
+def _cut_off(a: NDArray[Any], b: NDArray[Any]) -> str | None:
+    """Of values that are clipped: the line between those that neither side clips, or how much more of them is clipped."""
+    x, y = _finite(a, b)
+    if not x.size:
+        return None
+    low, high = min(x.min(), y.min()), max(x.max(), y.max())
+    inner = (x > low) & (x < high) & (y > low) & (y < high)
+    if inner.mean() > 0.999:
+        return None
+    if inner.sum() >= max(10, 0.001 * x.size):
+        line = _line(x[inner], y[inner])
+        if line is not None and (line[1] or abs(line[0] - 1) > 1e-4):
+            return f"{_said(*line)} before it is clipped"
+    for end, name in ((high, "largest"), (low, "smallest")):
+        before, after = float((x == end).mean()), float((y == end).mean())
+        if after > before + 0.25:
+            return (
+                f"holds its {name} value in {after:.0%} of places, the original in {before:.0%}: it is centred or scaled "
+                "otherwise before it is clipped"
+            )
+    return None
 
 
 def _finite(a: NDArray[Any], b: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:

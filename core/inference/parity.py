@@ -11,12 +11,14 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from core.config import Config
 from core.contract import Application, Arrays, Data, Limits, Metrics, Session, TensorSpec
 from core.errors import ArtifactError, VerticalsError
 from core.inference.departure import error_of
-from core.inference.diagnosis import changed, difference, exchanged, misread
+from core.inference.diagnosis import changed, difference, exchanged, misread, turned, turned_labels
+from core.inference.layout import differing_layout
 from core.inference.recording import Recorder
 from core.inference.session import Precision
 
@@ -119,7 +121,7 @@ def compare(
         *(f"constants: {line}" for line in changed(original.constants, artifact.constants)),
         *_calibrated(notes or {}),
     ]
-    layout = _layout(original.session, artifact.session)
+    layout = differing_layout(original.session, artifact.session)
     true, metrics, columns = _answered(app, original, data, split)
     if layout:
         return _failed([*findings, *layout], precision, split, metrics)
@@ -131,8 +133,9 @@ def compare(
     tensors, worst = _tensors(true, artifact.session, limits)
     session_findings = _session(true, artifact.session, tensors, worst, locate, columns)
     answers = _answers(metrics, other, limits)
+    where = _places(metrics, other, answers)
     score = _score(metrics, other, limits)
-    findings += [*session_findings, *_finished(answers, score, bool(findings or session_findings))]
+    findings += [*session_findings, *_finished(answers, where, score, bool(findings or session_findings))]
     report = Report(
         not findings, findings, precision, split, _count(metrics), tensors, answers, score, other.record()["figures"]
     )
@@ -169,53 +172,26 @@ def _calibrated(notes: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _layout(original: Session, artifact: Session) -> list[str]:
-    """Names, order, shapes and types of the tensors; carried state is told apart, for its rows are kept in stores."""
-    findings = []
-    state = {spec.name for spec in original.inputs} & {spec.name.removeprefix("new_") for spec in original.outputs}
-    for kind, true, given in (
-        ("input", original.inputs, artifact.inputs),
-        ("output", original.outputs, artifact.outputs),
-    ):
-        by_name = {spec.name: spec for spec in given}
-        for spec in true:
-            what = "state layout" if spec.name.removeprefix("new_") in state else f"{kind}s"
-            if spec.name not in by_name:
-                findings.append(f"{what}: the artifact lacks {spec.name}")
-            elif _shape(by_name[spec.name]) != _shape(spec):
-                findings.append(f"{what}: {spec.name} is {_words(by_name[spec.name])}, the original has {_words(spec)}")
-        findings += [
-            f"{kind}s: the artifact has {name}, which the original lacks"
-            for name in by_name.keys() - {spec.name for spec in true}
-        ]
-        order = [spec.name for spec in true]
-        if not findings and [spec.name for spec in given] != order:
-            what = "state layout" if state & set(order) else f"{kind}s"
-            findings.append(
-                f"{what}: the {kind}s come in the order {', '.join(by_name)}, the original's in {', '.join(order)}"
-            )
-    return findings
-
-
-def _shape(spec: TensorSpec) -> tuple[Any, ...]:
-    return tuple(axis if isinstance(axis, int) else "free" for axis in spec.shape), spec.dtype
-
-
-def _words(spec: TensorSpec) -> str:
-    return f"{spec.dtype}[{', '.join(map(str, spec.shape))}]"
-
-
 def _prepared(true: Recorder, given: Recorder, columns: list[str]) -> list[str]:
     """What the two Predictors handed to their networks, carried state apart."""
-    if true.num_calls != given.num_calls:
-        return [f"prepare: the network was called {given.num_calls} times, the original {true.num_calls} times"]
     state = {spec.name.removeprefix("new_") for spec in true.outputs}
     findings = []
     for spec in true.inputs:
         if spec.name in state:
             continue
-        pairs = [(true.calls[k].inputs[spec.name], given.calls[k].inputs[spec.name]) for k in sorted(true.calls)]
+        turn = None
+        if true.num_calls != given.num_calls:
+            turn = _turned(true, given, spec)
+            findings.append(
+                f"prepare: the network was called {given.num_calls} times, the original {true.num_calls} times"
+                + (f": {spec.name} {turn}" if turn else "")
+            )
+            break
+        both = sorted(true.calls.keys() & given.calls.keys())
+        pairs = [(true.calls[k].inputs[spec.name], given.calls[k].inputs[spec.name]) for k in both]
         pairs = [(np.atleast_1d(a), np.atleast_1d(b)) for a, b in pairs]
+        if not pairs:
+            continue
         unlike = [(a.shape, b.shape) for a, b in pairs if a.shape != b.shape]
         if unlike:
             findings.append(f"prepare: {spec.name} is {list(unlike[0][1])}, the original gets {list(unlike[0][0])}")
@@ -225,8 +201,20 @@ def _prepared(true: Recorder, given: Recorder, columns: list[str]) -> list[str]:
         else:  # pictures of several sizes: the one that differs most
             a, b = max(pairs, key=lambda pair: error_of(*pair))
         if error_of(a, b) > SAME:
-            findings.append(f"prepare: {spec.name} {difference(a, b, columns, tolerance=SAME)}")
+            words = _turned(true, given, spec) or difference(a, b, columns, tolerance=SAME)
+            findings.append(f"prepare: {spec.name} {words}")
     return findings
+
+
+def _turned(true: Recorder, given: Recorder, spec: TensorSpec) -> str | None:
+    """How pictures or volumes [B, C, ...] were turned before the network got them, in axes after the first two."""
+    if len(spec.shape) < 4:
+        return None
+    sides = [
+        [channel for call in side.calls.values() for row in call.inputs[spec.name] for channel in row]
+        for side in (true, given)
+    ]
+    return turned(sides[0], sides[1])
 
 
 def _limit(spec: TensorSpec, limits: Limits) -> float:
@@ -315,9 +303,9 @@ def _answers(true: Metrics, given: Metrics, limits: Limits) -> dict[str, dict[st
         elif number:
             rows[name] = {
                 "kind": "differs by",
-                "difference": float(np.abs(a - b).max(initial=0)),
+                "difference": _farthest(a, b),
                 "limit": limit,
-                "spread": float(np.ptp(a)) if a.size else 0.0,
+                "spread": float(np.ptp(a[np.isfinite(a)])) if np.isfinite(a).any() else 0.0,
             }
         else:
             labels, counts = np.unique(a, return_counts=True)
@@ -329,6 +317,25 @@ def _answers(true: Metrics, given: Metrics, limits: Limits) -> dict[str, dict[st
                 "labels": dict(zip(map(str, labels.tolist()), counts.tolist(), strict=True)),
             }
     return rows
+
+
+def _farthest(a: NDArray[Any], b: NDArray[Any]) -> float:
+    """Largest difference; none where neither is a number, infinity where one alone is."""
+    neither = np.isnan(a) & np.isnan(b)
+    if (np.isnan(a) != np.isnan(b)).any():
+        return float("inf")
+    return float(np.abs(np.where(neither, 0, a) - np.where(neither, 0, b)).max(initial=0))
+
+
+def _places(true: Metrics, given: Metrics, answers: dict[str, dict[str, Any]]) -> dict[str, str]:
+    """Of answers that are masks, and depart: how they were turned."""
+    ours, theirs = getattr(true, "pictures", {}), getattr(given, "pictures", {})
+    words = {
+        name: turned_labels(ours[name], theirs[name])
+        for name, row in answers.items()
+        if name in ours and not row["difference"] <= row["limit"]
+    }
+    return {name: said for name, said in words.items() if said}
 
 
 def _score(true: Metrics, given: Metrics, limits: Limits) -> dict[str, Any]:
@@ -343,8 +350,10 @@ def _score(true: Metrics, given: Metrics, limits: Limits) -> dict[str, Any]:
     }
 
 
-def _finished(answers: dict[str, dict[str, Any]], score: dict[str, Any], explained: bool) -> list[str]:
-    """What is made of the network's outputs. `explained`: an earlier step departs already."""
+def _finished(
+    answers: dict[str, dict[str, Any]], where: dict[str, str], score: dict[str, Any], explained: bool
+) -> list[str]:
+    """What is made of the network's outputs. `where`: how masks were turned; `explained`: an earlier step departs already."""
     findings = []
     numbers_agree = all(row["difference"] <= row["limit"] for row in answers.values() if "labels" not in row)
     for name, row in answers.items():
@@ -360,6 +369,7 @@ def _finished(answers: dict[str, dict[str, Any]], score: dict[str, Any], explain
         if not row["difference"] <= row["limit"]:
             alone = labels is not None and numbers_agree and not explained
             why = ": the numbers agree, so the threshold or the rule that makes labels of them differs" if alone else ""
+            why = f": it {where[name]}" if name in where else why
             findings.append(f"finish: {name} {row['kind']} {row['difference']:.3g}, allowed is {row['limit']:g}{why}")
     if np.isnan(score["original"]):
         findings.append(f"samples: {score['figure']} does not exist on them: they hold one class only; give others")

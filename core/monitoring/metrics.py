@@ -6,13 +6,14 @@ They are made at first use: prometheus_client decides at its import whether seve
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cache
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from prometheus_client import Counter, Gauge, Histogram
 
-SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
+SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 100.0, 300.0)
 """Bounds of the latency histogram's buckets. All floats: BentoML sorts buckets as text otherwise."""
 
 SCORES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0)
@@ -30,6 +31,7 @@ class _Metrics(NamedTuple):
     threshold: Gauge
     reloads: Counter
     errors: Counter
+    jobs: Gauge
 
 
 def predicted(
@@ -78,6 +80,12 @@ def refused(service: str, code: str) -> None:
     _metrics().errors.labels(service, code).inc()
 
 
+def queued(application: str, counts: Mapping[str, int]) -> None:
+    """Records how many jobs are in each state."""
+    for state, count in counts.items():
+        _metrics().jobs.labels(application, state).set(count)
+
+
 @cache
 def _metrics() -> _Metrics:
     from prometheus_client import Counter, Gauge, Histogram
@@ -92,4 +100,5 @@ def _metrics() -> _Metrics:
         Gauge("verticals_threshold", "Override of the decision threshold", model, multiprocess_mode="livemostrecent"),
         Counter("verticals_model_reload_total", "Attempts to load another version", ("application", "outcome")),
         Counter("verticals_error_total", "Error answers by code", ("service", "code")),
+        Gauge("verticals_jobs", "Jobs by state", ("application", "state"), multiprocess_mode="livemostrecent"),
     )

@@ -3,8 +3,8 @@
 BentoML answers 429 and 504 before it runs a user's middleware, and reports errors in five shapes; so this layer enters by
 `service_class=` and wraps the whole application. Endpoints raise the errors of `core.errors`:
 
-    pydantic ValidationError 400   DataError 422   Conflict 409   Overloaded 429   CapacityError 413   ArtifactError 503
-    Unavailable 503
+    pydantic ValidationError 400   DataError 422   Conflict 409   UnknownJob 404   Overloaded 429   CapacityError 413
+    ArtifactError 503   Unavailable 503
 
 and anything else is a 500. Every error body is
 
@@ -23,9 +23,8 @@ import logging
 import os
 import re
 import uuid
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
-from http import HTTPStatus
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
 
@@ -35,148 +34,28 @@ from _bentoml_sdk.service import Service
 from bentoml._internal.configuration.containers import BentoMLContainer
 from bentoml._internal.server.http.instruments import RunnerTrafficMetricsMiddleware
 from bentoml._internal.server.http.traffic import TimeoutMiddleware
-from bentoml.exceptions import BentoMLConfigException, BentoMLException
+from bentoml.exceptions import BentoMLConfigException
 from opentelemetry.instrumentation.asgi import OpenTelemetryMiddleware
 from pydantic import ValidationError
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
-from starlette.requests import ClientDisconnect, Request
-from starlette.responses import JSONResponse, Response
+from starlette.requests import Request
+from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from core.errors import ArtifactError, CapacityError, Conflict, DataError, Unavailable, masked
+from core.errors import ArtifactError, CapacityError
 from core.monitoring import metrics
 from core.registry import keep_private
-from core.serving.batcher import Overloaded
 from core.serving.logs import discreet, where
+from core.serving.problems import Problem, of_error, of_input, of_status
 
 API_KEY = "VERTICALS_API_KEY"
 OPEN_PATHS = frozenset({"/livez", "/readyz", "/healthz"})
-MAX_FIELDS = 50
-"""Most faults of a request that an answer lists."""
-
 _REQUEST_ID = re.compile(r"(?!\d{12,19}$)[A-Za-z0-9._-]{1,64}")  # no number that could be a card's
 _EXCHANGE = "verticals.exchange"
 _AROUND = "a layer around the endpoints"
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Problem:
-    """An error as a client sees it: long numbers are masked in all that it says."""
-
-    status: int
-    code: str
-    message: str
-    fields: tuple[tuple[str, str], ...] = ()
-    """(name, what is allowed)."""
-    details: Mapping[str, Any] = field(default_factory=dict)
-    headers: Mapping[str, str] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        for name in ("message", "fields", "details"):
-            object.__setattr__(self, name, _masked(getattr(self, name)))
-
-    def response(self, request_id: str) -> Response:
-        named = [{"field": name, "message": message} for name, message in self.fields]
-        error = {"code": self.code, "message": self.message, "fields": named, "request_id": request_id}
-        return JSONResponse(
-            {"error": {**self.details, **error}}, self.status, {**self.headers, "X-Request-ID": request_id}
-        )
-
-
-_BY_STATUS = {
-    400: ("bad_request", "the request cannot be read: its body has to be what the endpoint's schema says"),
-    401: ("unauthorized", "the API key is missing or wrong; send it as X-API-Key or as a bearer token"),
-    404: ("not_found", "there is nothing at this path; / shows what there is"),
-    405: ("method_not_allowed", "this path does not take this method; endpoints take POST"),
-    413: ("too_large", "the request is larger than this service takes"),
-    415: ("unsupported_media_type", "this content type is not taken; send application/json"),
-    429: ("overloaded", "the service has as much to do as it may; send the request again later"),
-    500: ("internal", "the service failed at this request; its log has the trace under the request id"),
-    503: ("unavailable", "the service cannot answer now; send the request again later"),
-    504: ("timeout", "the answer took longer than this service allows; the work may have been done all the same"),
-}
-
-
-def of_status(status: int) -> Problem:
-    """The problem of a bare status code."""
-    code, message = _BY_STATUS.get(status) or (
-        HTTPStatus(status).phrase.lower().replace(" ", "_"),
-        HTTPStatus(status).phrase,
-    )
-    return Problem(status, code, message, headers={"Retry-After": "1"} if status in (429, 503) else {})
-
-
-def of_error(error: Exception) -> Problem:
-    """The problem that an exception stands for. Texts of our own errors are shown, of others never."""
-    match error:
-        case Conflict():
-            return Problem(409, "conflict", str(error), details=error.details)
-        case DataError():
-            return Problem(422, "unusable_data", str(error))
-        case Overloaded():
-            return Problem(429, "overloaded", str(error), headers={"Retry-After": "1"})
-        case CapacityError():
-            return Problem(413, "too_large", str(error))
-        case Unavailable():
-            return Problem(503, "unavailable", str(error), headers={"Retry-After": "1"})
-        case ArtifactError():
-            return Problem(503, "model_unavailable", "the model cannot answer now; the service's log says why")
-        case HTTPException():
-            return of_status(error.status_code)
-        case BentoMLException():
-            return of_status(int(error.error_code))
-        case ClientDisconnect():
-            return of_status(400)
-    return of_status(500)
-
-
-def of_input(error: ValidationError) -> Problem:
-    """The problem of a body that its schema refuses: names of fields and what they allow."""
-    faults = error.errors(include_url=False, include_context=False)
-    named = tuple((".".join(map(str, fault["loc"])) or "body", _allowed(fault)) for fault in faults[:MAX_FIELDS])
-    more = f", the first {MAX_FIELDS} are listed" if len(faults) > MAX_FIELDS else ""
-    return Problem(400, "invalid_request", f"{len(faults)} field(s) of the request are not allowed{more}", named)
-
-
-def _masked(given: Any) -> Any:
-    """Every text of a nest of texts, masked; so are numbers as long as a card's."""
-    match given:
-        case str():
-            return masked(given)
-        case Mapping():
-            return {_masked(name): _masked(value) for name, value in given.items()}
-        case list() | tuple():
-            return tuple(_masked(value) for value in given)
-        case bool() | None:
-            return given
-        case int() | float() if (text := masked(str(given))) != str(given):
-            return text
-    return given
-
-
-def _allowed(fault: Mapping[str, Any]) -> str:
-    """pydantic's message; where it repeats a value that was sent, as a validator's own may, only the kind of fault."""
-    message = str(fault["msg"]).removeprefix("Value error, ").removeprefix("Assertion failed, ")
-    own = fault["type"] in ("value_error", "assertion_error", "union_tag_invalid")
-    given = fault.get("input")
-    if own and any(value in message for value in _values(given)):
-        return "this value is not allowed"
-    return message
-
-
-def _values(given: Any) -> Iterator[str]:
-    if isinstance(given, Mapping):
-        for value in given.values():
-            yield from _values(value)
-    elif isinstance(given, list | tuple | set):
-        for value in given:
-            yield from _values(value)
-    elif given is not None and not isinstance(given, bool) and given != "":
-        yield f"{given:g}" if isinstance(given, float) else str(given)
 
 
 @dataclass
@@ -201,12 +80,22 @@ class _BodyTooLarge(CapacityError):
 class Door:
     """ASGI: the whole of a service behind the key, the limit and the envelope."""
 
-    def __init__(self, app: ASGIApp, *, service: str, keys: tuple[bytes, ...], body_limit_bytes: int) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        service: str,
+        keys: tuple[bytes, ...],
+        body_limit_bytes: int,
+        upload_limits: Mapping[str, int] = MappingProxyType({}),
+    ) -> None:
         """
         Args:
             keys: sha256 of each allowed API key; none leaves the door open.
+            upload_limits: bytes of a body by path, where another limit holds.
         """
-        self._app, self._service, self._keys, self._body_limit = app, service, keys, body_limit_bytes
+        self._app, self._service, self._keys = app, service, keys
+        self._body_limit, self._upload_limits = body_limit_bytes, upload_limits
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -226,12 +115,13 @@ class Door:
         given = headers.get("x-request-id", "")
         exchange = _Exchange(given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex)
         scope[_EXCHANGE] = exchange
+        limit = self._upload_limits.get(scope["path"], self._body_limit)
 
         async def limited() -> Message:
             message = await receive()
             exchange.received += len(message.get("body", b""))
-            if exchange.received > self._body_limit:
-                raise _BodyTooLarge(self._limit_text())
+            if exchange.received > limit:
+                raise _BodyTooLarge(_limit_text(limit))
             return message
 
         async def enveloped(message: Message) -> None:
@@ -253,8 +143,8 @@ class Door:
         if not allowed:
             refusal = replace(of_status(401), headers={"WWW-Authenticate": "Bearer"})
             await self._refuse(refusal, exchange, scope, receive, send)
-        elif length.isdecimal() and int(length) > self._body_limit:
-            await self._refuse(Problem(413, "too_large", self._limit_text()), exchange, scope, receive, send)
+        elif length.isdecimal() and int(length) > limit:
+            await self._refuse(Problem(413, "too_large", _limit_text(limit)), exchange, scope, receive, send)
         else:
             try:
                 await self._app(scope, limited, enveloped)
@@ -270,9 +160,6 @@ class Door:
         given = headers.get("x-api-key") or (token if scheme.lower() == "bearer" else "")
         digest = hashlib.sha256(given.encode()).digest()
         return any([hmac.compare_digest(digest, key) for key in self._keys])  # a list: every key is compared
-
-    def _limit_text(self) -> str:
-        return f"the body is larger than the {self._body_limit} bytes that this service takes; send less at a time"
 
     async def _refuse(
         self,
@@ -290,6 +177,10 @@ class Door:
         for name, value in kept.items():
             response.headers.setdefault(name, value)
         await response(scope, receive, send)
+
+
+def _limit_text(limit: int) -> str:
+    return f"the body is larger than the {limit} bytes that are taken here; send less at a time"
 
 
 def _recorded(error: Exception, exchange: _Exchange, place: str) -> Problem:
@@ -370,6 +261,10 @@ class GuardedService(Service[Any]):  # type: ignore[misc]
 
     body_limit_bytes = 16 * 2**20
 
+    def upload_limits(self) -> Mapping[str, int]:
+        """Bytes of a body by path, for endpoints that stream it (`uploads.py`)."""
+        return {}
+
     def __attrs_post_init__(self) -> None:
         super().__attrs_post_init__()
         keep_private()
@@ -379,7 +274,13 @@ class GuardedService(Service[Any]):  # type: ignore[misc]
     def to_asgi(self, is_main: bool = True) -> ASGIApp:
         self.inject_config()
         app = _AppFactory(self, is_main=is_main)()
-        return Door(app, service=self.name, keys=_keys(), body_limit_bytes=self.body_limit_bytes)
+        return Door(
+            app,
+            service=self.name,
+            keys=_keys(),
+            body_limit_bytes=self.body_limit_bytes,
+            upload_limits=self.upload_limits(),
+        )
 
 
 def _keys() -> tuple[bytes, ...]:

@@ -19,8 +19,9 @@ from pydantic import BaseModel, Field
 from core.errors import ConfigError, DataError, VerticalsError
 from core.monitoring import metrics
 from core.serving.batcher import Batcher
-from core.serving.http import GuardedService, of_error
+from core.serving.http import GuardedService
 from core.serving.loader import Loader, require
+from core.serving.problems import of_error
 from verticals.finance.fraud.requests import Batch, Decision, Feedback, Transaction
 
 if TYPE_CHECKING:

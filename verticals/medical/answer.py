@@ -89,7 +89,7 @@ def write_answer(
         Unavailable: the disk is full or not writable.
     """
     volume, sources = (scan.volume, scan.sources) if isinstance(scan, Series) else (scan, None)
-    chosen = _chosen(formats, of_dicom=sources is not None)
+    wanted = chosen(formats, of_dicom=sources is not None)
     if not volume.grid.same_as(mask.grid):
         raise GeometryError("the mask is not on the scan's grid: map it back before it is written")
     if folder.exists():
@@ -109,16 +109,16 @@ def write_answer(
         with tempfile.TemporaryDirectory(prefix=".answer-", dir=folder.parent) as beside:
             staging = Path(beside) / "answer"
             staging.mkdir()
-            if "nifti" in chosen:
+            if "nifti" in wanted:
                 write_nifti(mask, staging / FILES["nifti"])
-            if sources is not None and "seg" in chosen and findings:
+            if sources is not None and "seg" in wanted and findings:
                 write_seg(mask, sources, structures, staging / FILES["seg"], algorithm=algorithm, version=version)
                 verify(staging / FILES["seg"], mask, structures)
-            if sources is not None and "rtstruct" in chosen and findings:
+            if sources is not None and "rtstruct" in wanted and findings:
                 path = staging / FILES["rtstruct"]
                 write_rtstruct(mask, sources, structures, path, algorithm=algorithm, version=version)
                 verify_rtstruct(path, mask, sources, structures)
-            if "preview" in chosen:
+            if "preview" in wanted:
                 write_preview(volume, mask, structures, staging / FILES["preview"])
             answer = Answer(
                 folder,
@@ -139,7 +139,12 @@ def write_answer(
     return answer
 
 
-def _chosen(formats: Sequence[Format] | None, *, of_dicom: bool) -> tuple[Format, ...]:
+def chosen(formats: Sequence[Format] | None, *, of_dicom: bool) -> tuple[Format, ...]:
+    """The formats of an answer, each once; all that the scan allows where None.
+
+    Raises:
+        ConfigError: a format that is unknown or that the scan does not allow.
+    """
     known: tuple[Format, ...] = get_args(Format)
     possible = tuple(one for one in known if of_dicom or one not in _OF_DICOM)
     if formats is None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,34 +26,41 @@ class Scan:
     """A scan whose headers have been read and checked."""
 
     grid: Grid
+    is_dicom: bool
     read: Callable[[], Series | Volume]
     """Reads the voxels, as int16 HU on `grid`. Raises DataError for what is wrong with them."""
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[Scan]:
+def opened(path: Path, *, unpack_to: Path | None = None) -> Iterator[Scan]:
     """The scan at a path, told by its content, not by its name.
+
+    Args:
+        unpack_to: a new folder for what an archive holds, which stays; a temporary one where None.
 
     Raises:
         DataError: no such file, a file of another kind, or the first fault of its headers.
     """
     if path.is_dir():
-        yield Scan(inspect_series(path).grid, lambda: read_series(path))
+        yield Scan(inspect_series(path).grid, True, lambda: read_series(path))
         return
     start = _start(path)
     if start.startswith(_ZIP):
-        with tempfile.TemporaryDirectory(prefix="series-") as folder:
+        kept = nullcontext(str(unpack_to)) if unpack_to else tempfile.TemporaryDirectory(prefix="series-")
+        with kept as folder:
             files = extracted(path, Path(folder))
-            yield Scan(inspect_series(files).grid, lambda: read_series(files))
+            yield Scan(inspect_series(files).grid, True, lambda: read_series(files))
     elif start[128:132] == b"DICM":
-        yield Scan(inspect_series([path]).grid, lambda: read_series([path]))
+        yield Scan(inspect_series([path]).grid, True, lambda: read_series([path]))
     elif start.startswith(_GZIP) or start[:4] in (
         b"\x5c\x01\x00\x00",
         b"\x00\x00\x01\x5c",
         b"\x1c\x02\x00\x00",
         b"\x00\x00\x02\x1c",
     ):
-        yield Scan(inspect_nifti(path), lambda: read_nifti(path))
+        yield Scan(inspect_nifti(path), False, lambda: read_nifti(path))
+    elif not start:
+        raise DataError("the file is empty (0 bytes); send it again")
     else:
         raise DataError(
             "the file is no scan; give a NIfTI file (.nii, .nii.gz), a folder of DICOM files of one CT series, or a zip archive of them"

@@ -116,6 +116,12 @@ def test_a_key_returns_its_job(jobs: Jobs) -> None:
     assert jobs.counts()["queued"] == 1
 
 
+def test_notes_are_kept_and_a_key_does_not_stand_for_them(jobs: Jobs) -> None:
+    first = jobs.submit({"a": 1}, key="k", notes={"promised": 2.5})
+    assert jobs.submit({"a": 1}, key="k", notes={"promised": 7.0}).id == first.id
+    assert jobs.status(first.id).request == {"a": 1, "promised": 2.5}
+
+
 def test_what_is_too_much_is_refused(folder: Path) -> None:
     with Jobs(folder, most_waiting=2, most_bytes=100) as jobs:
         first = jobs.submit({}, cost_bytes=60, key="first")

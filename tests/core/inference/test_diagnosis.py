@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from core.inference.diagnosis import changed, difference, exchanged
+from core.inference.diagnosis import changed, difference, exchanged, turned, turned_labels
 
 SAME = 1e-6
 
@@ -150,6 +150,72 @@ def test_arrays_of_every_rank_are_told(shape: tuple[int, ...]) -> None:
     true = np.asarray(np.random.default_rng(0).normal(size=shape))
     for given_array in (true + 1, true > 0, np.zeros(shape, np.int64)):
         assert isinstance(difference(true, np.asarray(given_array), tolerance=SAME), str)
+
+
+# clipped values
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda x: x + 30, r"is the original plus 30(\.\d+)?: it is centred otherwise before it is clipped"),
+        (lambda x: 1.5 * x, r"is 1\.5 times the original: it is scaled otherwise before it is clipped"),
+        (lambda x: x + 1e4, r"holds its largest value in 100% of places, the original in \d+%: it is centred or"),
+        (lambda x: x - 250, r"holds its smallest value in \d+% of places, the original in \d+%: it is centred or"),
+    ],
+)
+def test_what_was_done_before_values_were_clipped_is_told(change: Any, words: str) -> None:
+    values = np.random.default_rng(0).normal(0, 80, (4, 1, 6, 7, 8))
+    assert re.match(words, difference(values.clip(-100, 100), change(values).clip(-100, 100), tolerance=SAME))
+
+
+# turns
+
+TURN = st.tuples(st.permutations(range(3)), st.tuples(st.booleans(), st.booleans(), st.booleans()))
+
+
+def turn_of(array: NDArray[Any], turn: tuple[list[int], tuple[bool, ...]]) -> NDArray[Any]:
+    order, flips = turn
+    return array.transpose(order)[tuple(slice(None, None, -1 if flip else 1) for flip in flips)]
+
+
+def words_of(turn: tuple[list[int], tuple[bool, ...]]) -> str | None:
+    """As one would say it."""
+    order, flips = turn
+    moved = ", ".join(f"axis {place} holds axis {axis}" for place, axis in enumerate(order) if place != axis)
+    axes = [str(place) for place, flip in enumerate(flips) if flip]
+    said = [f"has its axes exchanged: {moved}"] if moved else []
+    said += [f"is mirrored along {'axis' if len(axes) == 1 else 'axes'} {' and '.join(axes)}"] if axes else []
+    return ", and ".join(said) or None
+
+
+@given(TURN, st.integers(0, 9))
+def test_a_turn_of_windows_is_told_whatever_their_order(turn: tuple[list[int], tuple[bool, ...]], seed: int) -> None:
+    random = np.random.default_rng(seed)
+    windows = [random.normal(size=(4, 4, 4)).astype(np.float32) for _ in range(6)]
+    given_windows = [turn_of(windows[place], turn) for place in random.permutation(6)]
+    assert turned([*windows, np.zeros((4, 4, 4), np.float32)], given_windows) == words_of(turn)
+
+
+@given(TURN)
+def test_a_turn_of_masks_is_told_though_some_labels_differ(turn: tuple[list[int], tuple[bool, ...]]) -> None:
+    mask = np.zeros((9, 9, 9), np.uint8)
+    mask[1:4, 2:6, 3:8], mask[6:8, 0:3, 1:3] = 1, 2
+    other = turn_of(mask, turn).copy()
+    other[other == 2] = 0
+    assert turned_labels([mask, mask], [other, other]) == words_of(turn)
+
+
+def test_what_no_turn_explains_is_not_called_one() -> None:
+    random = np.random.default_rng(0)
+    one, other = (random.normal(size=(4, 4, 4)).astype(np.float32) for _ in range(2))
+    assert turned([one], [other]) is None
+    assert turned([one, other], [one, one[::-1]]) is None  # as many are where they were
+    assert turned([np.zeros((3, 3))], [np.ones((3, 3))]) is None
+    assert turned([], []) is None
+    labels = [random.integers(0, 3, (5, 5)).astype(np.uint8) for _ in range(2)]
+    assert turned_labels(labels[:1], labels[1:]) is None
+    assert turned_labels([labels[0].ravel()], [labels[1].ravel()]) is None
 
 
 # outputs

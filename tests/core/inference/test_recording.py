@@ -122,3 +122,41 @@ def test_a_call_that_fails_is_not_kept_and_does_not_shift_the_draw() -> None:
     assert recorders[0].num_calls == 60
     assert len(recorders[0].calls) <= 3
     assert all(number % 7 != 2 for number in recorders[0].calls)
+
+
+CALL_BYTES = 4 * 4 * 2 * 3
+"""A call of four rows: 3 numbers in and 3 out for each."""
+
+
+def test_calls_are_bounded_by_bytes_and_still_drawn_evenly() -> None:
+    counts = np.zeros(30)
+    for seed in range(1500):
+        recorder = Recorder(Adding(), most=20, most_bytes=5 * CALL_BYTES + 1, seed=seed)
+        for number in range(30):
+            recorder(call(number, rows=4))
+        assert len(recorder.calls) == 5
+        counts[list(recorder.calls)] += 1
+    # 1500 draws of 5 of 30: each 250 times, standard deviation 14.4
+    assert np.abs(counts - 250).max() < 4.5 * 14.4
+
+
+def test_two_that_are_bounded_keep_the_same_calls_of_any_sizes() -> None:
+    random = np.random.default_rng(0)
+    sizes = random.integers(1, 60, 200)
+    recorders = [Recorder(Adding(), most=10, most_bytes=12 * CALL_BYTES, seed=seed) for seed in (3, 3)]
+    for number, rows in enumerate(sizes):
+        for recorder in recorders:
+            recorder(call(number, rows=int(rows)))
+    first, second = (sorted(recorder.calls) for recorder in recorders)
+    assert first == second
+    held = sum(
+        array.nbytes for kept_call in recorders[0].calls.values() for part in kept_call for array in part.values()
+    )
+    assert held <= 12 * CALL_BYTES or len(first) == 1
+
+
+def test_one_call_is_kept_whatever_its_size() -> None:
+    recorder = Recorder(Adding(), most_bytes=1)
+    for number in range(20):
+        recorder(call(number))
+    assert len(recorder.calls) == 1

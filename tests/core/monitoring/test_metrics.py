@@ -20,6 +20,7 @@ metrics.threshold_set("a.b", "v2", 0.4)
 metrics.reloaded("a.b", "loaded")
 metrics.batched("a.b", 3)
 metrics.refused("echo", "conflict")
+metrics.queued("a.b", {"queued": 2, "running": 1})
 """
 
 COLLECT = """
@@ -62,6 +63,7 @@ def test_the_figures_of_two_workers_add_up(tmp_path: Path) -> None:
     assert samples["verticals_model_reload_total", v1[0], ("outcome", "loaded")] == 2
     assert samples["verticals_batch_size_sum", v1[0]] == 6
     assert samples["verticals_error_total", ("code", "conflict"), ("service", "echo")] == 2
+    assert samples["verticals_jobs", v1[0], ("state", "queued")] == 2
 
 
 def test_importing_it_leaves_the_choice_of_shared_figures_open() -> None:

@@ -15,8 +15,10 @@ from bentoml._internal.server.http.instruments import RunnerTrafficMetricsMiddle
 from bentoml._internal.server.http.traffic import MaxConcurrencyMiddleware, TimeoutMiddleware
 from bentoml._internal.utils.analytics.usage_stats import do_not_track
 from opentelemetry.instrumentation.asgi import OpenTelemetryMiddleware
+from starlette.requests import Request
 
 from core.aliases import store
+from core.serving.uploads import Upload
 from tests.core.serving import echo
 
 
@@ -56,6 +58,19 @@ def test_a_service_reports_to_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
     assert do_not_track() is False  # as the command asks before it imports the service
     echo.service()
     assert do_not_track() is True
+
+
+async def test_an_upload_reaches_its_endpoint_unread() -> None:
+    class Form(Upload):
+        scan: Path
+        note: str = ""
+
+    assert list(inspect.signature(Upload.from_http_request).parameters) == ["request", "serde"]
+    assert "input_spec.from_http_request(request, serde)" in inspect.getsource(ServiceAppFactory.api_endpoint)
+    assert Form.multipart_fields == ["scan"]
+    assert Form.mime_type() == "multipart/form-data"
+    unread = await Form.from_http_request(Request({"type": "http", "headers": [(b"content-length", b"7")]}), None)
+    assert unread.num_bytes == 7
 
 
 def test_the_model_store_is_a_folder(tmp_path: Path, home: Path) -> None:

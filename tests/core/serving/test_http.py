@@ -12,8 +12,10 @@ from pydantic import BaseModel, ValidationError, model_validator
 from starlette.testclient import TestClient
 from starlette.types import Message, Receive, Scope, Send
 
+from core.durable.jobs import UnknownJob
 from core.errors import Conflict
-from core.serving.http import MAX_FIELDS, Door, of_error, of_input
+from core.serving.http import Door
+from core.serving.problems import MAX_FIELDS, Told, of_code, of_error, of_input
 from tests.core.serving import echo
 
 CARD = "4111111111111111"
@@ -315,6 +317,24 @@ def test_a_body_over_the_limit_is_refused_at_the_first_byte_too_many(
     assert sent[0]["status"] == status
     assert len(left) == unread
     assert sum(message["type"] == "http.response.start" for message in sent) == 1
+
+
+def test_a_path_that_takes_uploads_has_a_limit_of_its_own() -> None:
+    door = Door(_reader, service="x", keys=(), body_limit_bytes=100, upload_limits={_scope()["path"]: 200})
+    for sizes, status in (([150, 50], 200), ([150, 51], 413)):
+        sent = asyncio.run(_messages(door, _scope(), _chunks(sizes)[0]))
+        assert sent[0]["status"] == status
+
+
+@pytest.mark.parametrize(
+    ("code", "status"),
+    [("unusable_data", 422), ("too_large", 413), ("unavailable", 503), ("crashed", 500), ("internal", 500)],
+)
+def test_what_ended_a_job_is_told_with_its_own_status(code: str, status: int) -> None:
+    problem = of_error(Told(of_code(code, f"file 3 of {CARD}")))
+    assert (problem.status, problem.code, problem.message) == (status, code, "file 3 of <16 digits>")
+    unknown = of_error(UnknownJob())
+    assert (unknown.status, unknown.code) == (404, "unknown_job")
 
 
 def test_an_application_that_fails_after_its_head_is_cut_and_not_answered_twice() -> None:

