@@ -55,8 +55,14 @@ class Comparison(NamedTuple):
 class Figures(Mapping[str, Figure]):
     """Named figures with intervals: what an application's `evaluate` returns."""
 
-    def __init__(self, figures: Mapping[str, Figure]) -> None:
-        self._figures = dict(figures)
+    def __init__(
+        self, figures: Mapping[str, Figure], *, counted: Sequence[str] = ("rows", "positives", "prevalence")
+    ) -> None:
+        """
+        Args:
+            counted: what tables call `n`, `positives` and `prevalence`; the last may be left out.
+        """
+        self._figures, self._counted = dict(figures), tuple(counted)
 
     def __getitem__(self, name: str) -> Figure:
         return self._figures[name]
@@ -76,15 +82,13 @@ class Figures(Mapping[str, Figure]):
 
     def cells(self) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
         """Column titles and one row of text a figure, for tables of any kind."""
-        titles = ("figure", "value", "95 % interval", "rows", "positives", "prevalence")
+        titles = ("figure", "value", "95 % interval", *self._counted)
         return titles, [
             (
                 name,
                 f"{figure.value:.4f}",
                 f"{figure.low:.4f} to {figure.high:.4f}",
-                f"{figure.n:,}",
-                f"{figure.positives:,}",
-                f"{figure.prevalence:.3%}",
+                *(f"{figure.n:,}", f"{figure.positives:,}", f"{figure.prevalence:.3%}")[: len(self._counted)],
             )
             for name, figure in self.items()
         ]

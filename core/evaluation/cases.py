@@ -31,7 +31,7 @@ def case_figures(scores: Scores, *, draws: int = 2000, seed: int = 0) -> Figures
         there = ~np.isnan(row)
         low, high = interval(_means(row, counts))
         made[name] = Figure(float(row[there].mean()) if there.any() else np.nan, low, high, len(row), int(there.sum()))
-    return Figures(made)
+    return Figures(made, counted=("cases", "scored"))
 
 
 def case_comparisons(first: Scores, second: Scores, *, draws: int = 2000, seed: int = 0) -> dict[str, Comparison]:

@@ -31,6 +31,9 @@ TOLERANCE_MM = 3.0
 """Surfaces nearer than this agree, for the surface Dice."""
 
 
+MISSING = "nan: neither drawn nor predicted, or drawn by nobody."
+
+
 @dataclass
 class Evaluation:
     """Figures with intervals of one model on the scans of a split."""
@@ -85,11 +88,11 @@ class Evaluation:
             if data["sources"] == ["synthetic"]
             else ""
         )
-        columns = ["case", *self.scores]
-        rows = [
-            [name, *(f"{self.scores[score][place]:.3f}" for score in self.scores)]
-            for place, name in enumerate(self.cases)
-        ]
+        tables = []
+        for score, title in zip(SCORES, ("Dice", f"Surface Dice at {TOLERANCE_MM:g} mm", "HD95, mm"), strict=True):
+            columns = {name.removeprefix(score).strip() or "mean": row for name, row in self.scores.items() if name.split(" ")[0] == score}  # fmt: skip
+            rows = [[name, *(f"{row[place]:.3g}" for row in columns.values())] for place, name in enumerate(self.cases)]
+            tables.append(Table(f"{title} of each scan", ["scan", *columns], rows, MISSING))
         return [
             Text(
                 "What this is",
@@ -97,7 +100,7 @@ class Evaluation:
                 f"(bootstrap over scans). Surface Dice at {TOLERANCE_MM:g} mm, distances in mm. {synthetic}",
             ),
             figures_table(self.figures),
-            Table("Scans", columns, rows, "nan: neither drawn nor predicted, or not drawn by anybody."),
+            *tables,
             *([training_curves(history)] if history else []),
             Record("Data", dict(data)),
             Record("Code", dict(code)),
