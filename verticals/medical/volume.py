@@ -24,7 +24,7 @@ MAX_SHEAR = 1e-3
 """Cosine between two axes up to which they are taken as perpendicular (0.06 degrees)."""
 SAME_SPACING = 0.01
 """Relative difference of spacings up to which a network takes the voxels as they are."""
-SLAB_VOXELS = 2**21
+SLAB_VOXELS = 2**19
 """Voxels that are resampled at a time."""
 
 

@@ -42,7 +42,7 @@ SLAB_BYTES = 120 * SLAB_VOXELS
 
 WINDOW_BYTES = 28
 """Of each voxel of a window, beside image and logits: weights, clipped and scaled values, the largest class and its value."""
-SPARE_BYTES = 2**24
+SPARE_BYTES = 2**26
 """What allocators keep, and code that is loaded when it is first used."""
 
 
@@ -162,8 +162,8 @@ class CtPredictor:
         whole = int(np.prod(windows.shape))
         padded = 2 * whole if windows.shape != net.shape else 0
         blending = padded + label * whole + carried + window.bytes + WINDOW_BYTES * int(np.prod(self._patch))
-        returning = 2 * label * net.num_voxels + label * given + SLAB_BYTES
         resampling = SLAB_BYTES if is_resampled else 0
+        returning = 2 * label * net.num_voxels + label * given + resampling
         peak = resident_bytes() + SPARE_BYTES + scan + max(turned + max(blending, resampling), returning)
         seconds = len(windows.tiles) * window.seconds + SECONDS_PER_VOXEL * (given + net.num_voxels)
         return Estimate(peak, seconds)
