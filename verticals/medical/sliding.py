@@ -53,8 +53,8 @@ class Windows:
         ]
         self.covering: NDArray[np.int64] = reduce(np.multiply, np.ix_(*along))
         """Windows that cover each cell."""
-        orders = ([self._tile(corner) for corner in order] for order in _orders(places))
-        self.most_held, self.tiles = min(((self._most_held(order), order) for order in orders), key=lambda it: it[0])
+        self._sizes: NDArray[np.int64] = reduce(np.multiply, np.ix_(*(np.diff(edges) for edges in self._edges)))
+        self.most_held, self.tiles = self._best(places)
         """Voxels of which logits are held at a time, and the windows in order."""
 
     def cells(self, tile: Tile) -> Iterator[Cell]:
@@ -71,18 +71,38 @@ class Windows:
     def _tile(self, corner: Sequence[int]) -> Tile:
         return tuple(slice(start, start + size) for start, size in zip(corner, self.window, strict=True))
 
-    def _most_held(self, order: Sequence[Tile]) -> int:
+    def _best(self, places: list[list[int]]) -> tuple[int, list[Tile]]:
+        """The order that holds least."""
+        most, best = None, None
+        for order in _orders(places):
+            held = self._most_held(order, most)
+            if held is not None:
+                most, best = held, order
+        assert most is not None
+        assert best is not None
+        return most, [self._tile(corner) for corner in best]
+
+    def _most_held(self, order: list[tuple[int, ...]], limit: int | None) -> int | None:
+        """Voxels held at a time in this order; None as soon as they are as many as the limit."""
         left = self.covering.copy()
         held = most = 0
-        for tile in order:
-            for cell in self.cells(tile):
-                whole = self.covering[cell.key]
-                if left[cell.key] == whole > 1:
-                    held += cell.size
-                    most = max(most, held)
-                left[cell.key] -= 1
-                if left[cell.key] == 0 and whole > 1:
-                    held -= cell.size
+        for corner in order:
+            block = tuple(
+                slice(edges.index(start), edges.index(start + size))
+                for edges, start, size in zip(self._edges, corner, self.window, strict=True)
+            )
+            whole, sizes, todo = (
+                self.covering[block],
+                self._sizes[block],
+                left[block],
+            )  # views: a window's cells are a block
+            shared = whole > 1
+            held += int(sizes[shared & (todo == whole)].sum())
+            most = max(most, held)
+            if limit is not None and most >= limit:
+                return None
+            todo -= 1
+            held -= int(sizes[shared & (todo == 0)].sum())
         return most
 
 
@@ -168,18 +188,18 @@ def _pages(like: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 
 
 def _orders(places: list[list[int]]) -> Iterator[list[tuple[int, ...]]]:
-    """Ways to go through all windows: each nesting of the axes, with an axis' last two windows apart or together.
+    """Ways to go through all windows: each nesting of the axes, with every axis' last two windows together or apart.
 
     The last window is moved inwards and may overlap the one before it nearly whole: taken together at each place of the
     inner axes, the two never leave that overlap lying over the whole volume.
     """
     axes = range(len(places))
-    apart = [[[start] for start in axis] for axis in places]
     joined = [[*([start] for start in axis[:-2]), axis[-2:]] for axis in places]
-    for choice in product(*((apart[axis], joined[axis]) if len(places[axis]) > 1 else (apart[axis],) for axis in axes)):
-        for nest in permutations(axes):
+    apart = [[[start] for start in axis] for axis in places]
+    for groups_of in (joined, apart):
+        for nest in sorted(permutations(axes), key=lambda nest: -len(places[nest[0]])):
             order: list[tuple[int, ...]] = []
-            for groups in product(*(choice[axis] for axis in nest)):
+            for groups in product(*(groups_of[axis] for axis in nest)):
                 by_axis = dict(zip(nest, groups, strict=True))
                 order += product(*(by_axis[axis] for axis in axes))
             yield order
