@@ -91,18 +91,18 @@ class Windows:
                 slice(edges.index(start), edges.index(start + size))
                 for edges, start, size in zip(self._edges, corner, self.window, strict=True)
             )
-            whole, sizes, todo = (
+            whole, sizes, ahead = (
                 self.covering[block],
                 self._sizes[block],
                 left[block],
             )  # views: a window's cells are a block
             shared = whole > 1
-            held += int(sizes[shared & (todo == whole)].sum())
+            held += int(sizes[shared & (ahead == whole)].sum())
             most = max(most, held)
             if limit is not None and most >= limit:
                 return None
-            todo -= 1
-            held -= int(sizes[shared & (todo == 0)].sum())
+            ahead -= 1
+            held -= int(sizes[shared & (ahead == 0)].sum())
         return most
 
 
