@@ -265,6 +265,18 @@ def _voted(
     return first
 
 
+def rotation(turns: NDArray[np.float64]) -> NDArray[np.float64]:
+    """[3, 3] turns about x, y and z, in radians, one after the other."""
+    matrix = np.eye(3)
+    for axis, turn in enumerate(turns):
+        one, two = (axis + 1) % 3, (axis + 2) % 3
+        step = np.eye(3)
+        step[one, one] = step[two, two] = np.cos(turn)
+        step[one, two], step[two, one] = -np.sin(turn), np.sin(turn)
+        matrix = step @ matrix
+    return matrix
+
+
 def slabs(shape: tuple[int, int, int]) -> Iterator[slice]:
     """Parts of the last axis, of about `SLAB_VOXELS`."""
     depth = max(1, SLAB_VOXELS // (shape[0] * shape[1]))

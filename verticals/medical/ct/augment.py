@@ -14,11 +14,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from pydantic import Field
-from scipy.spatial.transform import Rotation
 
 from core.config import Config
 from verticals.medical.ct.plan import Plan
-from verticals.medical.volume import AIR_HU
+from verticals.medical.volume import AIR_HU, rotation
 
 
 class AugmentConfig(Config):
@@ -101,9 +100,7 @@ class PatchAugment:
 
         turns = rng.uniform(-1, 1, 3) * self.config.rotation_degrees
         matrix = np.eye(4)
-        turned = Rotation.from_euler("xyz", turns, degrees=True).as_matrix() / (
-            1 + rng.uniform(-1, 1) * self.config.scaling
-        )
+        turned = rotation(np.radians(turns)) / (1 + rng.uniform(-1, 1) * self.config.scaling)
         matrix[:3, :3] = turned * self._spacing[None] / self._spacing[:, None]
         move = Affine(affine=torch.from_numpy(matrix), padding_mode="zeros", image_only=True)
         moved: Any = move(picture - self._air, mode="bilinear")

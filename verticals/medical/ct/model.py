@@ -102,10 +102,11 @@ class UNet3D(nn.Module):
         x = image
         for level, down in enumerate(self.down):
             x = down(x if level == 0 else self.pool[level - 1](x))
-            skips.append(x)
+            if level < len(self.up):
+                skips.append(x)
         answers: list[Tensor] = []
         for level in reversed(range(len(self.up))):
-            x = self.up[level](x, skips[level])
+            x = self.up[level](x, skips.pop())  # gone once it is used: the head's answer may be large
             if self.training and 0 < level <= len(self.coarse_heads):
                 answers.insert(0, self.coarse_heads[level - 1](x))
         logits: Tensor = self.head(x)

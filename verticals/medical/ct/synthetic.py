@@ -19,7 +19,7 @@ from scipy import ndimage
 from core.config import Config
 from core.errors import DataError
 from verticals.medical.nifti import write_nifti
-from verticals.medical.volume import AIR_HU, Axes, Grid, Volume
+from verticals.medical.volume import AIR_HU, Axes, Grid, Volume, rotation
 
 LABELS = {"background": 0, "Spine": 1, "Liver": 2, "RightKidney": 3, "LeftKidney": 4}
 
@@ -126,7 +126,7 @@ def _body(
     half = extent * np.array([0.42, 0.36, 0.52]) * rng.uniform(0.88, 1.0, 3)
     turns = np.radians(rng.uniform(-1, 1, 3) * config.tilt_degrees)
     middle = grid.world((np.array(grid.shape) - 1) / 2) + rng.uniform(-0.03, 0.03, 3) * extent
-    right, front, head = _coordinates(grid, middle, _rotation(turns), half)
+    right, front, head = _coordinates(grid, middle, rotation(turns), half)
     across = right**2 + front**2
     body = (across < 1) & (np.abs(head) < 1)
     hu = np.where(body, np.where(across < 0.85, _TISSUE_HU, _FAT_HU), AIR_HU).astype(np.float32)
@@ -166,15 +166,3 @@ def _coordinates(
         parts = [(line * rotation[axis, k] / half[axis]).astype(np.float32) for k, line in enumerate(lines)]
         found.append(parts[0][:, None, None] + parts[1][:, None] + parts[2])
     return found
-
-
-def _rotation(turns: NDArray[np.float64]) -> NDArray[np.float64]:
-    """[3, 3] turns about x, y and z, in radians, one after the other."""
-    matrix = np.eye(3)
-    for axis, turn in enumerate(turns):
-        one, two = (axis + 1) % 3, (axis + 2) % 3
-        step = np.eye(3)
-        step[one, one] = step[two, two] = np.cos(turn)
-        step[one, two], step[two, one] = -np.sin(turn), np.sin(turn)
-        matrix = step @ matrix
-    return matrix
