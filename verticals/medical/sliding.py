@@ -155,17 +155,20 @@ class Blend:
         held = self._held.get(cell.key)
         if held is None:
             held = self._held[cell.key] = _pages(logits, self._dtype)
-            if self._dtype == torch.float32:
-                torch.mul(logits, weights, out=held)
-            else:
-                held.copy_(logits * weights)
-        elif self._dtype == torch.float32:
+            held.zero_()
+        if self._dtype == torch.float32:
             held.addcmul_(logits, weights)
-        else:
-            held.copy_(torch.addcmul(held.float(), logits, weights))
+            return
+        for sums, part, weight in zip(held.unbind(1), logits.unbind(1), weights, strict=True):
+            sums.copy_(torch.addcmul(sums.float(), part, weight))
 
     def _reduce(self, cell: Cell, logits: torch.Tensor) -> None:
-        self.labels[cell.place] = torch.max(logits.float(), dim=0).indices.numpy()
+        labels = self.labels[cell.place]
+        if logits.dtype == torch.float32:
+            labels[:] = torch.max(logits, dim=0).indices.numpy()
+            return
+        for place, plane in enumerate(logits.unbind(1)):  # a plane at a time: no copy of a cell in float32 is ever made
+            labels[place] = torch.max(plane.float(), dim=0).indices.numpy()
 
 
 def label_dtype(num_classes: int) -> type[np.unsignedinteger[Any]]:
