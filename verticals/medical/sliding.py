@@ -155,7 +155,6 @@ class Blend:
         held = self._held.get(cell.key)
         if held is None:
             held = self._held[cell.key] = _pages(logits, self._dtype)
-            held.zero_()
         if self._dtype == torch.float32:
             held.addcmul_(logits, weights)
             return
@@ -182,7 +181,7 @@ def carry_bytes(windows: Windows, *, num_classes: int, carry: Carry) -> int:
 
 
 def _pages(like: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """Memory of its own, given back to the system at once, where an allocator would keep some for later; of the same shape
+    """Zeros in memory of their own, given back to the system at once, where an allocator would keep some for later; of the same shape
     and order of axes."""
     pages = torch.frombuffer(mmap.mmap(-1, like.numel() * dtype.itemsize), dtype=dtype)
     if like.stride(0) == 1:  # classes lie together
