@@ -52,18 +52,17 @@ MOST_LOST = 0.005
 """Of the mean Dice."""
 
 
-def artifacts(run: Path, folder: Path) -> dict[str, Path]:
-    """The run's network for OpenVINO, by precision."""
+def artifacts(run: Path, folder: Path, *, mixed: bool) -> dict[str, Path]:
+    """The run's network for OpenVINO, by precision; with int8 whose rest is bfloat16 where `mixed`."""
     made = {}
     for precision in ("float32", "bfloat16"):
         made[precision] = folder / precision
         export(str(run), format="openvino", precision=precision, output=str(made[precision]), split="validation")
-    compress(str(run), bits=8, method="static", max_score_drop=0.02, output=str(folder / "chain"))
-    compress(
-        str(run), bits=8, method="static", precision="bfloat16", max_score_drop=0.02, output=str(folder / "chain16")
-    )
-    for name, chain in (("int8", "chain"), ("int8 and bfloat16", "chain16")):
-        (made[name],) = [path for path in (folder / chain).iterdir() if "int8" in path.name and path.is_dir()]
+    rest = {"int8": "float32"} | ({"int8 and bfloat16": "bfloat16"} if mixed else {})
+    for name, precision in rest.items():
+        chain = folder / f"chain-{precision}"
+        compress(str(run), bits=8, method="static", precision=precision, max_score_drop=0.02, output=str(chain))
+        (made[name],) = [path for path in chain.iterdir() if "int8" in path.name and path.is_dir()]
     return made
 
 
@@ -124,7 +123,7 @@ def main() -> None:
         if run is None:
             run = Path(train("medical.ct", recipe="debug", runs=str(folder / "runs"), alias="none")["run"])
             torch.set_num_threads(os.cpu_count() or 1)
-        answers = ways(run, artifacts(run, folder))
+        answers = ways(run, artifacts(run, folder, mixed=not given.quick))
         measured(run, answers, given)
 
 
