@@ -194,7 +194,7 @@ def main() -> None:
     parser.add_argument("--patch", type=int, default=64, help="a patch has so many voxels to the third (default: 64)")
     parser.add_argument("--batch", type=int, default=1, help="patches a step (default: 1)")
     parser.add_argument("--width", type=int, default=32, help="channels of our finest level (default: 32)")
-    parser.add_argument("--lr", type=float, default=1e-3, help="our peak learning rate (default: 1e-3)")
+    parser.add_argument("--lr", type=float, default=3e-3, help="our peak learning rate (default: 3e-3)")
     parser.add_argument("--average", type=float, default=0.99, help="decay of our averaged weights (default: 0.99)")
     parser.add_argument("--foreground", type=float, default=0.5, help="share of patches around an organ (default: 0.5)")
     parser.add_argument(
