@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import threading
 import time
 from collections.abc import Iterator
@@ -12,13 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import psutil
 import pytest
 
 from core import registry
 from pipelines.export import export
 from pipelines.train import train
-from tests.bento import Server, start, stop, wait_until_ready
+from tests.bento import Server, kill, start, stop, wait_until_ready
 from verticals.finance.fraud.requests import Transaction
 from verticals.finance.fraud.store_embedded import EmbeddedStore
 
@@ -286,7 +284,7 @@ def test_kill_9_in_the_middle_of_a_stream_loses_nothing_and_counts_nothing_twice
             with httpx.Client(base_url=running.url, timeout=30) as own:
                 for row in rows:
                     if kill_at is not None and len(acknowledged) >= kill_at:
-                        threading.Timer(0.003, _kill, [running]).start()
+                        threading.Timer(0.003, kill, [running]).start()
                         kill_at = 10**9
                     try:
                         answer = own.post("/score", json=row)
@@ -296,7 +294,7 @@ def test_kill_9_in_the_middle_of_a_stream_loses_nothing_and_counts_nothing_twice
                     first = acknowledged.setdefault(row["transaction_id"], answer.json())
                     assert first == answer.json()
         finally:
-            _kill(running)
+            kill(running)
             running.process.wait()
     assert len(acknowledged) == len(rows)
     store = EmbeddedStore(place)
@@ -315,17 +313,6 @@ def test_kill_9_in_the_middle_of_a_stream_loses_nothing_and_counts_nothing_twice
     finally:
         store.close()
         never.close()
-
-
-def _kill(server: Server) -> None:
-    """SIGKILL to the service and its workers, all at once; returns when they are gone."""
-    with contextlib.suppress(psutil.NoSuchProcess):
-        parent = psutil.Process(server.process.pid)
-        family = [parent, *parent.children(recursive=True)]
-        for process in family:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.kill()
-        psutil.wait_procs(family, timeout=10)
 
 
 def test_without_a_model_it_says_which_command_makes_one_and_ends(tmp_path: Path) -> None:

@@ -37,13 +37,6 @@ from verticals.medical.dicom.series import inspect_series, read_series
 from verticals.medical.dicom.write import write_series
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """A series of six slices."""
-    write_series(noise(placed((7, 5, 6))), tmp_path / "series", patient_name=SECRET)
-    return tmp_path / "series"
-
-
 def refused(source: Path, *substance: str, pixels: bool = False) -> None:
     """Refused with a message that holds the substance and nothing of the patient or of names of files; from the headers
     alone unless the fault lies in pixels."""

@@ -26,7 +26,6 @@ from pydicom.uid import (
 
 from core.errors import DataError
 from tests.verticals.medical.phantoms import (
-    SECRET,
     SHAPE,
     TURNS,
     at_same_places,
@@ -42,13 +41,6 @@ from verticals.medical.dicom import series as series_module
 from verticals.medical.dicom.series import inspect_series, read_series
 from verticals.medical.dicom.write import write_series
 from verticals.medical.volume import AIR_HU, Axes, Grid, Volume, to_ras
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """A series of six slices."""
-    write_series(noise(placed((7, 5, 6))), tmp_path / "series", patient_name=SECRET)
-    return tmp_path / "series"
 
 
 @pytest.mark.parametrize("turn", TURNS, ids=str)
