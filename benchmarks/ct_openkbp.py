@@ -46,6 +46,7 @@ from verticals.medical.ct.config import CtConfig, DataConfig, PlanConfig, Predic
 from verticals.medical.ct.data import CtData
 from verticals.medical.ct.evaluation import SCORES, Evaluation, evaluate
 from verticals.medical.ct.loader import Batch
+from verticals.medical.ct.model import InstanceNorm
 from verticals.medical.ct.plan import Plan
 from verticals.medical.ct.predictor import CtPredictor
 from verticals.medical.ct.synthetic import SyntheticConfig
@@ -74,6 +75,10 @@ class DynUNet(nn.Module):
             deep_supr_num=max(1, len(strides) - 2),
             res_block=False,
         )
+        for module in list(self.net.modules()):  # the same function, without copies of what lies channels last
+            for name, child in module.named_children():
+                if isinstance(child, nn.InstanceNorm3d):
+                    setattr(module, name, InstanceNorm(child.num_features, affine=child.affine))
         self.inputs = (TensorSpec("image", ("window", 1, *plan.patch_size)),)
         self.outputs = (TensorSpec("logits", ("window", plan.num_classes, *plan.patch_size)),)
         self.to(memory_format=torch.channels_last_3d)

@@ -267,16 +267,17 @@ def test_a_network_of_pictures_needs_no_example() -> None:
         MagnitudePruner(torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Linear(8, 2)), prune_ratio=0.3).prune()
 
 
-def test_units_that_write_in_place_after_an_instance_norm_hide_no_layer() -> None:
+@pytest.mark.parametrize("num_samples", [1, 2])
+def test_units_that_write_in_place_after_an_instance_norm_hide_no_layer(num_samples: int) -> None:
     """The U-Net of the CT application, whose skip connections and transposed convolutions go along."""
     from verticals.medical.ct.model import UNet3D
 
     torch.manual_seed(0)
     network = UNet3D(3, patch_size=(8, 8, 8), widths=(8, 16, 16), strides=((1, 1, 1), (2, 2, 2), (2, 2, 2)))
     widths = {name: layer.out_channels for name, layer in network.named_modules() if isinstance(layer, nn.Conv3d)}
-    example = (torch.rand(1, 1, 8, 8, 8),)
+    example = (torch.rand(num_samples, 1, 8, 8, 8),)
     pruned = prune(network, 0.25, example).model
     smaller = {name: layer.out_channels for name, layer in pruned.named_modules() if isinstance(layer, nn.Conv3d)}
     assert all(smaller[name] == (3 if name == "head" else 0.75 * widths[name]) for name in widths)
-    assert answer(pruned, example).shape == (1, 3, 8, 8, 8)
+    assert answer(pruned, example).shape == (num_samples, 3, 8, 8, 8)
     assert all(layer.inplace for layer in pruned.modules() if isinstance(layer, nn.LeakyReLU))

@@ -8,9 +8,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 
 from core.errors import ConfigError
-from verticals.medical.ct.model import UNet3D
+from verticals.medical.ct.model import InstanceNorm, UNet3D
 
 STRIDE = st.sampled_from([(2, 2, 2), (1, 2, 2), (2, 2, 1), (2, 1, 1)])
 
@@ -47,6 +48,25 @@ def test_deep_supervision_answers_at_all_but_the_two_coarsest_levels() -> None:
     plain = UNet3D(3, **options)  # type: ignore[arg-type]
     plain.load_state_dict({key: value for key, value in deep.state_dict().items() if "coarse_heads" not in key})
     torch.testing.assert_close(plain.eval()(image), shipped)
+
+
+@pytest.mark.parametrize("order", [torch.contiguous_format, torch.channels_last_3d])
+@pytest.mark.parametrize("num_samples", [1, 3])
+def test_the_norm_is_torch_s_own_and_keeps_the_order_in_memory(num_samples: int, order: torch.memory_format) -> None:
+    ours, theirs = InstanceNorm(4, affine=True), nn.InstanceNorm3d(4, affine=True)
+    nn.init.uniform_(ours.weight)
+    nn.init.uniform_(ours.bias)
+    theirs.load_state_dict(ours.state_dict())
+    image = torch.randn(num_samples, 4, 5, 6, 7).add_(3).contiguous(memory_format=order).requires_grad_()
+    same = image.detach().clone().requires_grad_()
+    answer, expected, pull = ours(image), theirs(same), torch.randn(image.shape)
+    torch.testing.assert_close(answer, expected)
+    assert answer.is_contiguous(memory_format=order)
+    (answer * pull).sum().backward()
+    (expected * pull).sum().backward()
+    torch.testing.assert_close(image.grad, same.grad)
+    torch.testing.assert_close(ours.weight.grad, theirs.weight.grad, rtol=1e-4, atol=1e-4)  # sums of all voxels
+    torch.testing.assert_close(ours.bias.grad, theirs.bias.grad, rtol=1e-4, atol=1e-4)
 
 
 def test_specs_promise_what_the_network_does() -> None:
