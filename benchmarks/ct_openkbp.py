@@ -1,14 +1,14 @@
 # ruff: noqa: E402
 """Head-and-neck organs on real planning CT: our U-Net beside MONAI's DynUNet, on the same patches for the same steps.
 
-    python benchmarks/ct_openkbp.py [--quick] [--json FILE] [--cache DIR] [--steps N] [--models ours dynunet]
+    python benchmarks/ct_openkbp.py [--quick] [--json FILE] [--cache DIR] [--recipe two_cores|gpu] [--set KEY=VALUE]
 
 Data: OpenKBP (VERTICALS_DATA/ct/Dataset001_OpenKBP), its own split: 99 scans train, 16 choose, 25 test. Both networks see
 the same patches with the same augmentation in the same order and answer through the same Predictor, all in bfloat16; the peer has
 its published optimizer, schedule and loss (nnU-Net's). Each training is checkpointed in `--cache` and goes on from there; ours
-lies there as a run, for `ct_speed.py`. The default recipe is for two cores and at most 45 minutes a model; on a GPU give
-`--device cuda --steps 20000 --batch 2 --patch 96`. Without the data, or with `--quick`, synthetic bodies and few steps show that
-the line works; such figures mean nothing.
+lies there as a run, for `ct_speed.py`. The recipe `two_cores` takes at most 45 minutes a model; on a GPU give `--recipe gpu
+--device cuda`. Without the data, or with `--quick`, synthetic bodies and few steps show that the line works; such figures mean
+nothing.
 """
 
 from __future__ import annotations
@@ -41,8 +41,7 @@ from core.training.loop import FitConfig, fit
 from core.training.optim import OptimConfig
 from verticals.medical.ct.application import constants
 from verticals.medical.ct.application import task as task_of
-from verticals.medical.ct.augment import AugmentConfig
-from verticals.medical.ct.config import CtConfig, DataConfig, PlanConfig, PredictConfig, SamplerConfig
+from verticals.medical.ct.config import RECIPES, CtConfig, DataConfig, PlanConfig, SamplerConfig
 from verticals.medical.ct.data import CtData
 from verticals.medical.ct.evaluation import SCORES, Evaluation, evaluate
 from verticals.medical.ct.loader import Batch
@@ -50,9 +49,6 @@ from verticals.medical.ct.model import InstanceNorm
 from verticals.medical.ct.plan import Plan
 from verticals.medical.ct.predictor import CtPredictor
 from verticals.medical.ct.synthetic import SyntheticConfig
-
-EPOCH = 100
-"""Steps between checkpoints."""
 
 
 class DynUNet(nn.Module):
@@ -117,21 +113,8 @@ def config_of(given: argparse.Namespace) -> CtConfig:
             sampler=SamplerConfig(num_batches=20),
             fit=FitConfig(epochs=1, precision="bf16", optim=OptimConfig(lr=3e-3)),
         )
-    return CtConfig(
-        data=DataConfig(sources=(str(source),), cache=str(Path(given.cache) / "prepared") if given.cache else ""),
-        plan=PlanConfig(
-            patch_voxels=given.patch**3, batch_size=given.batch, base_width=given.width, deep_supervision=True
-        ),
-        sampler=SamplerConfig(
-            num_batches=EPOCH, foreground=given.foreground, augment=AugmentConfig(mirror=given.mirror)
-        ),
-        fit=FitConfig(
-            epochs=max(1, given.steps // EPOCH),
-            precision="bf16",
-            optim=OptimConfig(lr=given.lr, weight_decay=1e-2, warmup=0.03, average=given.average, clip_norm=12.0),
-        ),
-        predict=PredictConfig(overlap=0.5),
-    )
+    cache = Path(given.cache) / "prepared" if given.cache else ""
+    return RECIPES[given.recipe]().override([f"data.sources=['{source}']", f"data.cache='{cache}'", *given.set])
 
 
 PEER = OptimConfig(
@@ -177,13 +160,13 @@ def judged(config: CtConfig, data: CtData, task: Any, split: str, device: torch.
     return evaluate(predictor, data, split)
 
 
-def keep_run(folder: Path, config: CtConfig, data: CtData, task: Any, evaluation: Evaluation) -> None:
+def keep_run(folder: Path, recipe: str, config: CtConfig, data: CtData, task: Any, evaluation: Evaluation) -> None:
     """Our network as a run, which `verticals predict`, `export` and `compress` and `ct_speed.py` take."""
     path = folder / "run"
     path.mkdir(exist_ok=True)
     run = Run(path)
     run.write_text("config.yaml", config.to_yaml())
-    run.write_json("code.json", {"application": "medical.ct", "recipe": "openkbp", **revision()})
+    run.write_json("code.json", {"application": "medical.ct", "recipe": recipe, **revision()})
     run.write_json("data.json", data.fingerprint)
     run.write_json("constants.json", constants(config, data, task))
     run.write_weights(task.model)
@@ -195,16 +178,8 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="synthetic bodies and few steps, under a minute")
     parser.add_argument("--json", metavar="FILE")
     parser.add_argument("--cache", metavar="DIR", help="checkpoints and prepared scans, kept")
-    parser.add_argument("--steps", type=int, default=3000, help="of each model (default: 3000)")
-    parser.add_argument("--patch", type=int, default=64, help="a patch has so many voxels to the third (default: 64)")
-    parser.add_argument("--batch", type=int, default=1, help="patches a step (default: 1)")
-    parser.add_argument("--width", type=int, default=32, help="channels of our finest level (default: 32)")
-    parser.add_argument("--lr", type=float, default=3e-3, help="our peak learning rate (default: 3e-3)")
-    parser.add_argument("--average", type=float, default=0.99, help="decay of our averaged weights (default: 0.99)")
-    parser.add_argument("--foreground", type=float, default=0.5, help="share of patches around an organ (default: 0.5)")
-    parser.add_argument(
-        "--mirror", type=float, default=0.0, help="share of patches mirrored along A and S (default: 0)"
-    )
+    parser.add_argument("--recipe", default="two_cores", choices=("two_cores", "gpu"))
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="changes the recipe, for both")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="of torch (default: all cores)")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--split", default="test", choices=("validation", "test"))
@@ -224,7 +199,7 @@ def main() -> None:
             task, seconds[name] = trained(name, config, data, folder, device)
             found[name] = judged(config, data, task, given.split, device)
             if given.cache and name == "ours":
-                keep_run(folder, config, data, task, found[name])
+                keep_run(folder, given.recipe, config, data, task, found[name])
             print(f"{name}: {seconds[name]:.0f} s\n{found[name].text}", file=sys.stderr, flush=True)
         report(given, config, data, found, seconds)
 

@@ -41,6 +41,8 @@ class PlanConfig(Config):
     """Spacing of the network's voxels to the right, front and head; None takes the median's."""
     patch_size: tuple[int, int, int] | None = None
     """Voxels of a patch; None takes what the budget and the median case give."""
+    least_cover: float = Field(0.0, ge=0, lt=1)
+    """Share of the median case that a patch holds at least: with a small budget voxels are made coarser for it."""
     batch_size: int = Field(0, ge=0)
     """Patches a step; 0 leaves it to the plan."""
     base_width: int = Field(16, ge=1)
@@ -112,4 +114,37 @@ def default() -> CtConfig:
     )
 
 
-RECIPES: dict[str, Callable[[], CtConfig]] = {"debug": debug, "default": default}
+def two_cores() -> CtConfig:
+    """Real scans without a GPU: three quarters of an hour on two cores with bfloat16 (AMX, AVX512-BF16); elsewhere set
+    `fit.precision=float32` and have patience.
+
+    Small patches and many steps: at equal time they learn more than large ones, as long as a patch shows an organ and what
+    lies around it; fine voxels are made coarser for that.
+    """
+    return CtConfig(
+        plan=PlanConfig(patch_voxels=48**3, least_cover=0.03, batch_size=1, base_width=32, deep_supervision=True),
+        sampler=SamplerConfig(num_batches=100, foreground=0.85, augment=AugmentConfig(mirror=0.0)),
+        fit=FitConfig(
+            epochs=30,
+            precision="bf16",
+            optim=OptimConfig(lr=3e-3, weight_decay=1e-2, warmup=0.03, average=0.99, clip_norm=12.0),
+        ),
+        predict=PredictConfig(overlap=0.5),
+    )
+
+
+def gpu() -> CtConfig:
+    """Real scans on a GPU: larger patches, two a step, and seven times the steps of `two_cores`."""
+    small = two_cores()
+    return small.override(
+        [
+            "plan.patch_voxels=884736",
+            "plan.batch_size=2",
+            "sampler.foreground=0.5",
+            "sampler.num_workers=4",
+            "fit.epochs=200",
+        ]
+    )
+
+
+RECIPES: dict[str, Callable[[], CtConfig]] = {"debug": debug, "default": default, "two_cores": two_cores, "gpu": gpu}

@@ -53,6 +53,7 @@ class CtData:
             patch_voxels=given.patch_voxels,
             spacing_mm=given.spacing_mm,
             patch_size=given.patch_size,
+            least_cover=given.least_cover,
             base_width=given.base_width,
             max_width=given.max_width,
             max_levels=given.max_levels,

@@ -2,7 +2,8 @@
 
 `Fingerprint` measures the training cases, one at a time; `make_plan` decides. Axes are R, A, S throughout.
 Source: Isensee et al. 2021, nnU-Net. Deviations: the budget is a number of voxels instead of a GPU's memory, intensities
-come from a histogram of all foreground voxels in which each case counts the same, and empty borders are not cropped.
+come from a histogram of all foreground voxels in which each case counts the same, empty borders are not cropped, and there is one
+resolution: where a patch would show too little of a case, it is nnU-Net's low one.
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ LEAST_EDGE = 4
 """Voxels that the coarsest feature map keeps along each axis that is pooled."""
 MAX_SHARE = 0.05
 """Largest share of all training voxels in one batch."""
+COARSER = 1.03
+"""By how much voxels grow at a time where a patch would show too little."""
 _LOWEST_HU = -32768
 _SIDE = {"left", "right", "l", "r", "lt", "rt"}
 
@@ -173,6 +176,7 @@ def make_plan(
     batch_voxels: int | None = None,
     spacing_mm: Spacing | None = None,
     patch_size: Triple | None = None,
+    least_cover: float = 0.0,
     base_width: int = 32,
     max_width: int = 320,
     max_levels: int = 6,
@@ -184,6 +188,8 @@ def make_plan(
         batch_voxels: of a batch, about; None takes twice `patch_voxels`. A batch has two patches at least.
         spacing_mm: instead of the median's.
         patch_size: instead of the budget's, rounded up to what the poolings divide.
+        least_cover: share of the median case that a patch holds at least: where the budget is too small for it, voxels are
+            made coarser, unless their spacing or the patch is given.
         base_width: channels of the finest level; they double with each level.
         max_width: channels that no level exceeds.
         max_levels: levels with the finest.
@@ -198,9 +204,16 @@ def make_plan(
         )
     spacings, shapes = np.array(fingerprint.spacing_mm), np.array(fingerprint.shape)
     target, reason = _target_spacing(spacings, shapes) if spacing_mm is None else (np.array(spacing_mm), "given")
+    coarser = ""
     median = np.median(shapes * spacings / target, axis=0)
     if patch_size is None:
         size, strides = _patch(median, target, patch_voxels, max_levels)
+        while spacing_mm is None and prod(size) < least_cover * median.prod():
+            fine = 2 * target < target.max()
+            target = target * np.where(fine if fine.any() else True, COARSER, 1.0)
+            median = np.median(shapes * spacings / target, axis=0)
+            size, strides = _patch(median, target, patch_voxels, max_levels)
+            coarser = f", made coarser until a patch holds {least_cover:.0%} of the median case"
     else:
         size, strides = _pooled(patch_size, target, max_levels)
     if len(strides) < 2:
@@ -212,7 +225,7 @@ def make_plan(
     batch_size = max(2, min(budget // prod(size), most))
     sided = [name for name in fingerprint.labels if _has_side(name)]
     why = {
-        "spacing_mm": reason,
+        "spacing_mm": reason + coarser,
         "patch_size": f"at most {patch_voxels} voxels, shaped like the median case of "
         f"{' x '.join(str(round(length)) for length in median)} voxels"
         if patch_size is None

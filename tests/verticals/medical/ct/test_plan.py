@@ -109,6 +109,21 @@ def test_even_voxels_are_pooled_alike_to_maps_of_four() -> None:
     assert plan.batch_size == 2
 
 
+def test_voxels_get_coarser_until_a_patch_shows_enough() -> None:
+    found = measured((0.8, 0.8, 2.5), shape=(512, 512, 160))
+    fine = make_plan(found, patch_voxels=48**3)
+    coarse = make_plan(found, patch_voxels=48**3, least_cover=0.03)
+    extent = np.array([512, 512, 160]) * (0.8, 0.8, 2.5)
+    covered = [np.prod(np.array(plan.patch_size) * plan.spacing_mm) / extent.prod() for plan in (fine, coarse)]
+    assert fine.spacing_mm == (0.8, 0.8, 2.5)
+    assert covered[0] < 0.01
+    assert 0.03 <= covered[1] < 0.04
+    assert max(coarse.spacing_mm) < 2.1 * min(coarse.spacing_mm), "the fine axes first"
+    assert "coarser until a patch holds 3%" in coarse.why["spacing_mm"]
+    assert prod(coarse.patch_size) <= 48**3
+    assert make_plan(found, patch_voxels=48**3, least_cover=0.03, spacing_mm=(1, 1, 1)).spacing_mm == (1, 1, 1)
+
+
 def test_a_batch_holds_no_more_than_a_twentieth_of_the_voxels() -> None:
     spacings = [(1.0, 1.0, 1.0)] * 60
     few = make_plan(measured(*spacings[:2]), patch_voxels=32**3, batch_voxels=100 * 32**3)
