@@ -49,6 +49,7 @@ from verticals.medical.ct.data import CtData
 from verticals.medical.ct.model import InstanceNorm
 from verticals.medical.ct.plan import Plan
 from verticals.medical.ct.predictor import CtPredictor
+from verticals.medical.pieces import keep_largest
 from verticals.medical.volume import Grid, Volume
 
 Answer = Callable[[Volume], NDArray[Any]]
@@ -96,10 +97,13 @@ def ways(run: Path, made: dict[str, Path]) -> dict[str, Answer]:
     config, constants = config_of(APPLICATION, run), Run(run).read_json("constants.json")
     plan = Plan.from_record(constants["plan"])
     network = network_of(APPLICATION, run).eval()
-    plain = copy.deepcopy(network)
-    for module in plain.modules():
-        if isinstance(module, InstanceNorm):
-            module.__class__ = nn.InstanceNorm3d
+    plain: nn.Module = copy.deepcopy(network)
+    for module in list(plain.modules()):
+        for place, child in module.named_children():
+            if isinstance(child, InstanceNorm):
+                norm = nn.InstanceNorm3d(child.num_features, affine=True)
+                norm.load_state_dict(child.state_dict())
+                setattr(module, place, norm.eval())
 
     def peer(scan: Volume) -> NDArray[Any]:
         image = torch.from_numpy(plan.normalized(scan.array))[None, None]
@@ -108,6 +112,7 @@ def ways(run: Path, made: dict[str, Path]) -> dict[str, Answer]:
                 image, plan.patch_size, 1, plain, overlap=config.predict.overlap, mode="gaussian"
             )
             labels: NDArray[Any] = logits.argmax(1)[0].to(torch.uint8).numpy()
+        keep_largest(labels, [plan.labels[name] for name in plan.one_piece])
         return labels
 
     def ours(session: Session, air_hu: int | None) -> Answer:

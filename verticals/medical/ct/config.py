@@ -81,6 +81,8 @@ class PredictConfig(Config):
     """What windows' sums are held in; float16 halves the memory."""
     air_hu: int | None = -500
     """A window without a voxel of this value or more is air and background; None runs every window."""
+    one_piece: bool = True
+    """Whether only the largest piece is kept of organs that are one piece in the training cases."""
 
 
 class CtConfig(Config):

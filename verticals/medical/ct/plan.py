@@ -3,7 +3,8 @@
 `Fingerprint` measures the training cases, one at a time; `make_plan` decides. Axes are R, A, S throughout.
 Source: Isensee et al. 2021, nnU-Net. Deviations: the budget is a number of voxels instead of a GPU's memory, intensities
 come from a histogram of all foreground voxels in which each case counts the same, empty borders are not cropped, and there is one
-resolution: where a patch would show too little of a case, it is nnU-Net's low one.
+resolution: where a patch would show too little of a case, it is nnU-Net's low one. Whether an organ's largest piece alone is kept
+follows from the masks of the training cases instead of from predictions of validation cases.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from pydantic import Field, model_validator
 from core.config import Config
 from core.errors import ConfigError, DataError
 from verticals.medical.ct.dataset import NUM_THREADS, Case
+from verticals.medical.pieces import largest_share
 from verticals.medical.volume import to_ras
 
 Triple = tuple[int, int, int]
@@ -32,6 +34,8 @@ LEAST_EDGE = 4
 """Voxels that the coarsest feature map keeps along each axis that is pooled."""
 MAX_SHARE = 0.05
 """Largest share of all training voxels in one batch."""
+WHOLE, OFTEN = 0.95, 0.95
+"""An organ is one piece where the largest holds such a share of it in such a share of the cases."""
 COARSER = 1.03
 """By how much voxels grow at a time where a patch would show too little."""
 _LOWEST_HU = -32768
@@ -61,6 +65,8 @@ class Fingerprint(Config):
     """Mean volume of each organ over the cases that have it."""
     num_present: dict[str, int]
     """Cases that have the organ."""
+    num_whole: dict[str, int] = {}
+    """Cases in which one piece holds `WHOLE` of the organ's voxels."""
 
     @classmethod
     def of(cls, cases: Sequence[Case]) -> Self:
@@ -73,16 +79,18 @@ class Fingerprint(Config):
             raise DataError("no training case to measure; name some in splits.json")
         names = cases[0].names
         histogram = np.zeros(2**16)
-        voxels, ml, present = np.zeros(len(names), np.int64), np.zeros(len(names)), np.zeros(len(names), np.int64)
+        voxels, present, one_piece = (np.zeros(len(names), np.int64) for _ in range(3))
+        ml = np.zeros(len(names))
         spacings, shapes = [], []
         with ThreadPoolExecutor(NUM_THREADS) as pool:
-            for spacing, shape, counts, voxel_ml, share in pool.map(_measured, cases):
+            for spacing, shape, counts, voxel_ml, share, largest in pool.map(_measured, cases):
                 spacings.append(spacing)
                 shapes.append(shape)
                 histogram += share
                 voxels += counts
                 ml += counts * voxel_ml
                 present += counts > 0
+                one_piece += largest >= WHOLE
         if not histogram.any():
             raise DataError("no training case has a foreground voxel; check the masks")
         low, high, mean, std = _statistics(histogram)
@@ -97,6 +105,7 @@ class Fingerprint(Config):
             foreground_voxels={name: int(voxels[k]) for k, name in enumerate(names) if k},
             foreground_ml={name: float(ml[k] / max(1, present[k])) for k, name in enumerate(names) if k},
             num_present={name: int(present[k]) for k, name in enumerate(names) if k},
+            num_whole={name: int(one_piece[k]) for k, name in enumerate(names) if k},
         )
 
 
@@ -125,6 +134,8 @@ class Plan(Config):
     """Number of each class, background 0."""
     mirror_axes: tuple[int, ...] = ()
     """Axes along which a training patch may be mirrored."""
+    one_piece: tuple[str, ...] = ()
+    """Organs of which an answer keeps the largest piece alone."""
     why: dict[str, str] = {}
     """What each decision rests on."""
 
@@ -139,6 +150,8 @@ class Plan(Config):
             raise ValueError(f"patch_size has to be a multiple of {whole}, the strides' product")
         if sorted(self.labels.values()) != list(range(len(self.labels))) or len(self.labels) < 2:
             raise ValueError("labels have to be numbered from 0 on without a gap, the background first")
+        if unknown := [name for name in self.one_piece if not self.labels.get(name)]:
+            raise ValueError(f"one_piece names {unknown[0]}, which is no organ of labels")
         return self
 
     @property
@@ -164,6 +177,7 @@ class Plan(Config):
             "batch_size": str(self.batch_size),
             "hu": f"{self.hu_low:.4g} to {self.hu_high:.4g}, mean {self.hu_mean:.4g}, std {self.hu_std:.4g}",
             "mirror_axes": ", ".join("RAS"[axis] for axis in self.mirror_axes) or "none",
+            "one_piece": ", ".join(self.one_piece) or "none",
             "labels": ", ".join(name for name in self.labels if self.labels[name]),
         }
         return "\n".join(f"{name:<12} {value}   ({self.why.get(name, 'given')})" for name, value in values.items())
@@ -235,8 +249,14 @@ def make_plan(
         "batch_size": f"about {budget} voxels, at most {MAX_SHARE:.0%} of the training voxels, at least 2",
         "hu": f"0.5th and 99.5th percentile, mean and standard deviation of the organs' voxels in {len(shapes)} cases",
         "mirror_axes": f"not R-L: {sided[0]} has a side" if sided else "no label names a side",
+        "one_piece": f"one piece holds {WHOLE:.0%} of the organ in {OFTEN:.0%} of the training cases that have it",
         "labels": ", ".join(f"{ml:.3g} mL" for ml in fingerprint.foreground_ml.values()),
     }
+    one_piece = tuple(
+        name
+        for name, count in fingerprint.num_whole.items()
+        if count and count >= OFTEN * fingerprint.num_present[name]
+    )
     return Plan(
         spacing_mm=(float(target[0]), float(target[1]), float(target[2])),
         patch_size=size,
@@ -249,12 +269,15 @@ def make_plan(
         hu_std=fingerprint.hu_std,
         labels=fingerprint.labels,
         mirror_axes=(1, 2) if sided else (0, 1, 2),
+        one_piece=one_piece,
         why=why,
     )
 
 
-def _measured(case: Case) -> tuple[Spacing, Triple, NDArray[np.int64], float, NDArray[np.float64]]:
-    """Spacing, shape, voxels a class, mL of a voxel, and the foreground's histogram with sum 1."""
+def _measured(
+    case: Case,
+) -> tuple[Spacing, Triple, NDArray[np.int64], float, NDArray[np.float64], NDArray[np.float64]]:
+    """Spacing, shape, voxels a class, mL of a voxel, the foreground's histogram with sum 1, and each class' largest piece."""
     scan, mask = case.read()
     axes = to_ras(scan.grid)
     grid = scan.grid.turned(axes)
@@ -268,6 +291,7 @@ def _measured(case: Case) -> tuple[Spacing, Triple, NDArray[np.int64], float, ND
         counts,
         grid.voxel_ml,
         histogram / max(1, len(values)),
+        largest_share(mask.array, len(case.names)),
     )
 
 

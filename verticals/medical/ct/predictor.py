@@ -21,6 +21,7 @@ from core.errors import CapacityError
 from verticals.medical.ct.config import CtConfig
 from verticals.medical.ct.plan import Plan
 from verticals.medical.labels import Structure, structures
+from verticals.medical.pieces import PIECES_BYTES, keep_largest
 from verticals.medical.sliding import Blend, Windows, carry_bytes, label_dtype, windows_of
 from verticals.medical.volume import (
     AIR_HU,
@@ -35,6 +36,8 @@ from verticals.medical.volume import (
 
 SECONDS_PER_VOXEL = 2e-7
 """Of turning, resampling and bringing back one voxel, on one core of a slow machine."""
+SECONDS_PER_LABELLED = 3e-8
+"""Of telling apart the pieces of one organ, a voxel of a box around them that is as large as the volume."""
 MAX_WINDOWS = 20_000
 """Of one volume: more are a matter of days, or of a wrong voxel spacing, and their order would take minutes to find."""
 SLAB_BYTES = 120 * SLAB_VOXELS
@@ -87,6 +90,7 @@ class CtPredictor:
         self._session, self._limit = session, limit_bytes
         self._patch = self.plan.patch_size
         self._num_classes = len(self.plan.labels)
+        self._one_piece = [self.plan.labels[name] for name in self.plan.one_piece if config.predict.one_piece]
 
     def __call__(
         self, requests: Sequence[Volume], *, progress: Callable[[float], None] | None = None
@@ -163,9 +167,11 @@ class CtPredictor:
         padded = 2 * whole if windows.shape != net.shape else 0
         blending = padded + label * whole + carried + window.bytes + WINDOW_BYTES * int(np.prod(self._patch))
         resampling = SLAB_BYTES if is_resampled else 0
+        telling = (padded + label * whole + PIECES_BYTES * net.num_voxels) if self._one_piece else 0
         returning = 2 * label * net.num_voxels + label * given + resampling
-        peak = resident_bytes() + SPARE_BYTES + scan + max(turned + max(blending, resampling), returning)
+        peak = resident_bytes() + SPARE_BYTES + scan + max(turned + max(blending, resampling, telling), returning)
         seconds = len(windows.tiles) * window.seconds + SECONDS_PER_VOXEL * (given + net.num_voxels)
+        seconds += SECONDS_PER_LABELLED * len(self._one_piece) * net.num_voxels
         return Estimate(peak, seconds)
 
     def _segment(self, volume: Volume, progress: Callable[[float], None]) -> Segmentation:
@@ -176,6 +182,7 @@ class CtPredictor:
         is_resampled = not net.same_as(scan.grid)
         array = resampled(scan, net).array if is_resampled else scan.array
         labels, windows, skipped = self._blended(array, progress)
+        keep_largest(labels, self._one_piece)
         mask = Volume(labels, net)
         if is_resampled:
             mask = resampled_labels(mask, scan.grid)

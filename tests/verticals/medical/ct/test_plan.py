@@ -72,6 +72,21 @@ def test_each_case_counts_the_same_whatever_its_size(tmp_path: Path) -> None:
     assert Fingerprint.of(cases).foreground_ml["B"] == 0
 
 
+def test_an_organ_is_one_piece_where_the_masks_show_it_so(tmp_path: Path) -> None:
+    hu, whole, parted = np.zeros((12, 12, 12)), np.zeros((12, 12, 12), int), np.zeros((12, 12, 12), int)
+    whole[1:4, 1:4, 1:4] = 1
+    whole[6, 6, 6] = 1  # a stray voxel, 1 of 28
+    whole[8:11, 8:11, 8:11] = 2
+    parted[:] = whole
+    parted[8:11, 1:4, 1:4] = 2
+    axes, affine = Axes((0, 1, 2), (False, False, False)), np.diag([2.0, 2.0, 2.0, 1.0])
+    cases = [case_of(tmp_path, str(k), hu, labels, affine, axes) for k, labels in enumerate([whole] * 9 + [parted])]
+    found = Fingerprint.of(cases)
+    assert (found.num_present, found.num_whole) == ({"A": 10, "B": 10}, {"A": 10, "B": 9})
+    assert make_plan(found, patch_voxels=16**3, patch_size=(8, 8, 8)).one_piece == ("A",)
+    assert make_plan(Fingerprint.of(cases[:9]), patch_voxels=16**3, patch_size=(8, 8, 8)).one_piece == ("A", "B")
+
+
 def test_cases_without_foreground_are_refused(tmp_path: Path) -> None:
     empty = np.zeros((4, 4, 4))
     case = case_of(tmp_path, "empty", empty, empty, np.eye(4), Axes((0, 1, 2), (False, False, False)))
@@ -202,6 +217,7 @@ def test_a_plan_is_readable_and_reads_back(scans: Path) -> None:
         ({"labels": {"background": 0, "A": 2}}, "numbered from 0 on"),
         ({"hu_std": 0}, "greater than 0"),
         ({"depth": 3}, "depth"),
+        ({"one_piece": ("C",)}, "one_piece names C"),
     ],
 )
 def test_a_plan_that_contradicts_itself_is_refused(changes: dict[str, object], message: str) -> None:

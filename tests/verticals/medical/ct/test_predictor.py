@@ -75,6 +75,22 @@ class Seen(Thresholds):
         return super().__call__(arrays, out=out)
 
 
+def test_of_an_organ_of_one_piece_the_largest_is_kept() -> None:
+    stray = Volume(SCAN.array.copy(), SCAN.grid)
+    number = 1
+    k, j, i = np.argwhere(MASK.array == number)[0]
+    stray.array[-3:, -3:, -3:] = SCAN.array[k, j, i]
+    name = next(name for name, label in LABELS.items() if label == number)
+    plan = plan_of(OWN, patch_size=(16, 16, 16))
+    (all_of_it,) = predictor_of(plan)([stray])
+    assert (all_of_it.mask.array[-3:, -3:, -3:] == number).any()
+    (one,) = predictor_of(plan.override([f"one_piece=['{name}']"]))([stray])
+    np.testing.assert_array_equal(one.mask.array, MASK.array)
+    off = PredictConfig(one_piece=False)
+    (as_before,) = predictor_of(plan.override([f"one_piece=['{name}']"]), predict=off)([stray])
+    np.testing.assert_array_equal(as_before.mask.array, all_of_it.mask.array)
+
+
 def test_windows_of_air_are_left_out_and_change_nothing() -> None:
     shape = (96, 40, 40)  # most of it air beside the body
     array = np.full(shape, AIR_HU, np.int16)
