@@ -30,8 +30,9 @@ import torch
 from numpy.typing import NDArray
 
 from benchmarks.tables import Record, goal, keep, table
-from core.device import machine, peak_bytes
+from core.device import machine
 from core.inference.session import TorchSession
+from core.memory import peak_bytes
 from verticals.medical.ct.config import CtConfig, PredictConfig
 from verticals.medical.ct.model import UNet3D
 from verticals.medical.ct.plan import Plan

@@ -239,4 +239,4 @@ def _predict(source: Path, target: Path, home: Path) -> tuple[float, float]:
     """Seconds and peak bytes of the command."""
     start = time.perf_counter()
     printed = _verticals(["predict", NAME, "-i", str(source), "-o", str(target), "--json"], home)
-    return time.perf_counter() - start, json.loads(printed)["peak_gib"] * 2**30
+    return time.perf_counter() - start, json.loads(printed)["peak_gb"] * 1e9

@@ -12,12 +12,13 @@ from typing import Any
 import numpy as np
 
 from core.contract import Arrays, TensorSpec
-from core.device import machine, peak_bytes
+from core.device import machine
 from core.errors import ConfigError
 from core.inference.model import config_of, session_of
 from core.inference.recording import Recorder
 from core.inference.session import SessionConfig
 from core.inference.timing import Taken, interleaved
+from core.memory import peak_bytes
 from core.run import Run
 from core.training.log import working
 from pipelines.model import Place, find, samples, size_of

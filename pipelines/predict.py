@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from core.contract import Application, Archive
-from core.device import memory_limit, peak_bytes
 from core.errors import ConfigError, DataError
+from core.memory import memory_limit, peak_bytes
 from pipelines.model import open_model
 from verticals import load
 
@@ -69,15 +69,16 @@ def predict(
         if archive and store:
             answered = {**answered, "stored": archive.store(target)}
     seconds = time.perf_counter() - started
-    peak = round(peak_bytes() / 2**30, 2)
+    peak = round(peak_bytes() / 1e9, 2)
+    text = answered["text"] if output else answered["text"].removeprefix(f"{target}: ")
     sent = f"; {answered['stored']} object(s) stored in the archive" if archive and store else ""
     return {
         **answered,
         "output": output,
         "version": model.version,
         "seconds": round(seconds, 2),
-        "peak_gib": peak,
-        "text": f"{answered['text']} by version {model.version}, {seconds:.1f} s, peak memory {peak} GiB{sent}",
+        "peak_gb": peak,
+        "text": f"{text} by version {model.version}, {seconds:.1f} s, peak memory {peak} GB{sent}",
     }
 
 

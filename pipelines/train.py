@@ -13,13 +13,14 @@ import torch
 
 from core import registry
 from core.contract import Application
-from core.device import machine, peak_bytes, pick_device, seed_everything
+from core.device import machine, pick_device, seed_everything
 from core.distributed.launch import launch
 from core.distributed.strategy import Strategy
 from core.errors import ConfigError
 from core.evaluation.report import write_report
 from core.inference.model import served
 from core.inference.session import TorchSession
+from core.memory import peak_bytes
 from core.run import Run
 from core.training.checkpoint import Checkpointer
 from core.training.log import Log, working
@@ -52,6 +53,8 @@ def train(
         DataError: data that cannot be used.
     """
     app = load(application)
+    if processes < 1:
+        raise ConfigError(f"--processes {processes}; allowed are 1 and more")
     if resume:
         if settings or data:
             raise ConfigError(
@@ -128,7 +131,7 @@ def finish(app: Application, run: Run, config: Any, data: Any, task: Any) -> Non
         **evaluation.record(),
         "text": evaluation.text,
         "machine": machine(),
-        "peak_gib": round(peak_bytes() / 2**30, 2),
+        "peak_gb": round(peak_bytes() / 1e9, 2),
     }
     losses = [line for line in run.read_text("metrics.jsonl").splitlines() if line]
     write_report(

@@ -166,7 +166,7 @@ class Jobs:
 
         Args:
             request: what JSON can hold; `notes` are kept with it, and no part of what a key stands for.
-            key: idempotency key: the job that it was used for is returned, whatever has become of it.
+            key: idempotency key: the job that it was used for is returned. One that failed or was cancelled lets go of it.
             cost_bytes: memory or disk that it needs; `cost_seconds` the time that it is likely to take.
             files: the folder that `upload` gave.
 
@@ -230,7 +230,8 @@ class Jobs:
             raise UnknownJob
         state, result = rows[0]
         if state != "done":
-            hint = "ask again later" if state in ("queued", "running") else "its status says why; submit it anew"
+            hints = {"failed": "its status says why; submit it anew", "cancelled": "submit it anew"}
+            hint = hints.get(state, "ask again later")
             raise Conflict(f"the job is {state} and has no result; {hint}", state=state)
         given: Mapping[str, Any] = json.loads(result)
         return given
@@ -351,7 +352,8 @@ class Jobs:
 
     def _end(self, cursor: sqlite3.Cursor, id: str, state: State, before: State, **given: str) -> bool:
         """To an ending state; whether the job was in the state `before`."""
-        values = {"state": state, "ended_at": self._clock(), **given} | ({"progress": 1.0} if state == "done" else {})
+        values: dict[str, Any] = {"state": state, "ended_at": self._clock(), **given}
+        values |= {"progress": 1.0} if state == "done" else {"key": None}  # a key stands for a result
         changes = ", ".join(f"{name} = ?" for name in values)
         cursor.execute(f"UPDATE job SET {changes} WHERE id = ? AND state = ?", (*values.values(), id, before))
         return cursor.rowcount > 0

@@ -25,6 +25,7 @@ import re
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from html import escape
 from types import MappingProxyType
 from typing import Any
 
@@ -40,7 +41,7 @@ from pydantic import ValidationError
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware import Middleware
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -88,14 +89,17 @@ class Door:
         keys: tuple[bytes, ...],
         body_limit_bytes: int,
         upload_limits: Mapping[str, int] = MappingProxyType({}),
+        index: str = "",
     ) -> None:
         """
         Args:
             keys: sha256 of each allowed API key; none leaves the door open.
+            index: HTML that `/` is answered with; BentoML's own page calls a tracker. The application's where empty.
             upload_limits: bytes of a body by path, where another limit holds.
         """
         self._app, self._service, self._keys = app, service, keys
         self._body_limit, self._upload_limits = body_limit_bytes, upload_limits
+        self._index = index
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -143,6 +147,8 @@ class Door:
         if not allowed:
             refusal = replace(of_status(401), headers={"WWW-Authenticate": "Bearer"})
             await self._refuse(refusal, exchange, scope, receive, send)
+        elif self._index and scope["path"] == "/" and scope["method"] in ("GET", "HEAD"):
+            await HTMLResponse(self._index, headers={"X-Request-ID": exchange.request_id})(scope, receive, send)
         elif length.isdecimal() and int(length) > limit:
             await self._refuse(Problem(413, "too_large", _limit_text(limit)), exchange, scope, receive, send)
         else:
@@ -280,6 +286,21 @@ class GuardedService(Service[Any]):  # type: ignore[misc]
             keys=_keys(),
             body_limit_bytes=self.body_limit_bytes,
             upload_limits=self.upload_limits(),
+            index=self._index(),
+        )
+
+    def _index(self) -> str:
+        """A page of the endpoints, without a script or anything from elsewhere."""
+        rows = "".join(
+            f"<tr><td><code>POST {escape(api.route)}</code></td><td>{escape((api.doc or '').strip().partition(chr(10))[0])}</td></tr>"
+            for api in self.apis.values()
+        )
+        return (
+            f"<!doctype html><html lang=en><meta charset=utf-8><title>{escape(self.name)}</title>"
+            "<style>body{font:16px sans-serif;margin:3em;max-width:60em}td{padding:.4em 1em .4em 0;vertical-align:top}</style>"
+            f"<h1>{escape(self.name)}</h1><table>{rows}</table>"
+            "<p>Also <a href=/readyz>/readyz</a>, <a href=/livez>/livez</a>, <a href=/metrics>/metrics</a>; "
+            "the full description of requests and answers is <a href=/docs.json>/docs.json</a> (OpenAPI).</p>"
         )
 
 

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from core.device import machine, peak_bytes, pick_device, seed_everything
+from core.device import machine, pick_device, seed_everything
 from core.errors import ConfigError
+from core.memory import peak_bytes
 
 
 def test_auto_takes_what_is_there() -> None:

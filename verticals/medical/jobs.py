@@ -23,8 +23,9 @@ from typing import IO, TYPE_CHECKING, Any, Literal, cast
 from core.contract import Estimate
 from core.durable.files import remove, written
 from core.durable.jobs import Job, Jobs, State
+from core.durable.journal import KeyConflict
 from core.durable.worker import Worker
-from core.errors import ArtifactError, CapacityError, ConfigError, DataError, Unavailable, VerticalsError
+from core.errors import ArtifactError, CapacityError, ConfigError, Conflict, DataError, Unavailable, VerticalsError
 from core.monitoring import metrics
 from verticals.medical.answer import FILES, RECORD, Format, chosen, write_answer
 from verticals.medical.connect import silence
@@ -73,7 +74,7 @@ class ScanJobs:
         Raises:
             ArtifactError: the jobs' database is damaged, or another process works on it.
         """
-        silence("pydicom", "pynetdicom", "highdicom", "nibabel", "nibabel.global", "PIL")
+        silence("pydicom", "pynetdicom", "highdicom", "nibabel", "nibabel.global", "PIL", "python_multipart")
         self._settings, self._predictor = settings, predictor
         self.turn = threading.Lock()
         self.jobs = Jobs(settings.folder / "jobs", most_waiting=settings.most_waiting, most_bytes=settings.queue_bytes)
@@ -167,9 +168,12 @@ class ScanJobs:
             key = hashlib.sha256(key.encode()).hexdigest()
         size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
         notes = {"promised_gb": round(estimate.bytes / 1e9, 3)}
-        job = self.jobs.submit(
-            request, key=key, cost_bytes=size, cost_seconds=estimate.seconds, files=folder, notes=notes
-        )
+        try:
+            job = self.jobs.submit(
+                request, key=key, cost_bytes=size, cost_seconds=estimate.seconds, files=folder, notes=notes
+            )
+        except KeyConflict:  # it names the key's hash, which nobody sent
+            raise Conflict("the key was used before, for another scan or other formats; use a new key") from None
         self._count()
         return job.id
 
@@ -188,7 +192,7 @@ class ScanJobs:
                 metrics.refused("medical", "unusable_series")
                 logger.warning("a series of %d instances from %s is refused: %s", len(names), peer.name, str(error))
             else:
-                logger.info("a series of %d instances from %s is job %s", len(names), peer.name, id[:8])
+                logger.info("a series of %d instances from %s is job %s", len(names), peer.name, id)
 
     def segment(self, folder: Path, wanted: Wanted | None) -> tuple[Wanted, IO[bytes]]:
         """Answers the scan in an upload's folder, which was checked; for whoever holds the turn."""

@@ -181,6 +181,7 @@ def _header(stream: IO[bytes]) -> _Header:
     silent = logging.Logger("silent", logging.CRITICAL + 1)
     try:
         parsed = kind(start[: kind.sizeof_hdr], check=False)
+        _check_stated(parsed)
         parsed.check_fix(logger=silent, error_level=40)
         shape, stored = parsed.get_data_shape(), parsed.get_data_dtype()
         slope, intercept = parsed.get_slope_inter()
@@ -195,12 +196,26 @@ def _header(stream: IO[bytes]) -> _Header:
     return _Header(grid, stored, int(offset), 1.0 if slope is None else slope, 0.0 if intercept is None else intercept)
 
 
+def _check_stated(parsed: Any) -> None:
+    """Raises DataError for what nibabel would mend in silence: another spacing, another scale of the voxels."""
+    spacing = np.asarray(parsed["pixdim"][1:4], np.float64)
+    if int(parsed["sform_code"]) == 0 and not (spacing > 0).all():  # else the affine has the spacing
+        raise DataError(
+            f"the voxel spacing is {' x '.join(f'{mm:g}' for mm in spacing)} mm; each has to be greater than 0: correct the header"
+        )
+    scale = float(parsed["scl_slope"]), float(parsed["scl_inter"])
+    if np.isinf(scale).any():  # 0 and NaN say that there is none
+        raise DataError(f"voxels are to be scaled by {scale[0]:g} and moved by {scale[1]:g}; both have to be finite")
+
+
 def _grid(parsed: Any, shape: tuple[int, ...]) -> Grid:
     """Shape and affine, checked."""
     if len(shape) < 3 or any(length != 1 for length in shape[3:]):
         raise DataError(f"the file has axes of {_by(shape)}; allowed is one volume of 3 axes: take one of its volumes")
     if any(length < 1 for length in shape):
         raise DataError(f"the file has axes of {_by(shape)}; each has to hold at least 1 voxel: write the file again")
+    if min(shape[:3]) < 2:
+        raise DataError(f"the file has axes of {_by(shape[:3])}, a single slice; a volume takes at least 2 along each")
     voxels = shape[0] * shape[1] * shape[2]
     if voxels > MAX_VOXELS:
         raise DataError(f"the volume has {voxels:,} voxels; allowed are up to {MAX_VOXELS:,}: crop or resample it")

@@ -21,7 +21,8 @@ from pydantic import BaseModel, BeforeValidator, Field
 from starlette.concurrency import iterate_in_threadpool
 from starlette.responses import StreamingResponse
 
-from core.errors import CapacityError, VerticalsError
+from core.errors import CapacityError, ConfigError, VerticalsError
+from core.memory import memory_limit
 from core.serving.batcher import Overloaded
 from core.serving.http import GuardedService
 from core.serving.loader import Loader, require
@@ -237,13 +238,23 @@ class Medical:
         from verticals.medical.ct import APPLICATION as ct
 
         session = SessionConfig(threads=self._settings.threads)
-        limit = self._settings.memory_bytes
-        predictor: CtPredictor = build(ct, version.path, version.version, session=session, limit_bytes=limit)[1]
+        predictor: CtPredictor = build(ct, version.path, version.version, session=session)[1]
         return predictor
 
     def _warm(self, new: CtPredictor, old: CtPredictor | None) -> None:
+        import numpy as np
+
+        from verticals.medical.volume import Grid
+
         with self._jobs.turn:  # it measures itself, with nothing beside it
             new.warm()
+        window = Grid(new.plan.patch_size, np.diag([*new.plan.spacing_mm, 1.0]))
+        needed, limit = new.estimate([window]).bytes, memory_limit()
+        if needed > limit:
+            raise ConfigError(
+                f"a scan of one window needs {needed / 1e9:.2f} GB of memory here, the process itself included; allowed are "
+                f"{limit / 1e9:.2f} GB: raise VERTICALS_MEMORY_GB, or give the container more"
+            )
 
 
 def _status(standing: Standing) -> JobStatus:

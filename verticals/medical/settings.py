@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from core.aliases import alias_file
 from core.errors import ConfigError
+from core.memory import memory_limit
 
 if TYPE_CHECKING:
     from verticals.medical.connect.receiver import Peer
@@ -38,8 +39,6 @@ class Settings:
 
     folder: Path
     """Of jobs, series on their way in, results on their way out."""
-    memory_bytes: int | None
-    """What the process may hold; what the container or the machine has where None."""
     threads: int
     """Of one call of the network; one scan at a time uses them all."""
     upload_bytes: int
@@ -60,11 +59,10 @@ def from_environment() -> Settings:
     Raises:
         ConfigError: a variable that is not what it may be.
     """
-    memory = os.environ.get("VERTICALS_MEMORY_GB")
+    memory_limit()
     folder = os.environ.get("VERTICALS_JOBS")
     return Settings(
         folder=Path(folder).expanduser() if folder else alias_file().parent / "medical",
-        memory_bytes=None if memory is None else _bytes("VERTICALS_MEMORY_GB", 0),
         threads=_whole("VERTICALS_THREADS", _cores()),
         upload_bytes=_bytes("VERTICALS_UPLOAD_GB", 2),
         most_waiting=_whole("VERTICALS_QUEUE_JOBS", 100),

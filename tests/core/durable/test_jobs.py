@@ -163,9 +163,24 @@ def test_cancel_ends_a_waiting_job_at_once_and_asks_a_running_one(jobs: Jobs) ->
     jobs.finish(first.id, {"late": True})
     assert jobs.status(first.id).state == "cancelled"
     assert not jobs.folder(first.id).exists()
-    with pytest.raises(Conflict, match="cancelled and has no result; its status says why"):
+    with pytest.raises(Conflict, match="cancelled and has no result; submit it anew"):
         jobs.result(first.id)
     assert jobs.claim() is None
+
+
+def test_a_key_is_free_again_where_nothing_came_of_its_job(jobs: Jobs) -> None:
+    first = jobs.submit({}, key="k")
+    assert jobs.submit({}, key="k").id == first.id
+    jobs.cancel(first.id)
+    second = jobs.submit({}, key="k")
+    jobs.claim()
+    jobs.fail(second.id, code="unusable_data", message="slice 7 is missing; send it")
+    third = jobs.submit({"other": True}, key="k")
+    assert len({first.id, second.id, third.id}) == 3
+    assert [jobs.status(id).state for id in (first.id, second.id, third.id)] == ["cancelled", "failed", "queued"]
+    jobs.claim()
+    jobs.finish(third.id, {})
+    assert jobs.submit({"other": True}, key="k").id == third.id
 
 
 def test_a_failure_is_told_and_its_files_go(jobs: Jobs) -> None:

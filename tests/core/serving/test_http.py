@@ -248,6 +248,16 @@ def test_without_it_only_the_probes_answer(keyed: TestClient, headers: dict[str,
         assert keyed.get(probe, headers=raw).status_code == 200  # type: ignore[arg-type]
 
 
+def test_the_first_page_names_the_endpoints_and_fetches_nothing(keyed: TestClient) -> None:
+    response = keyed.get("/", headers={"X-API-Key": KEY})
+    assert response.status_code == 200
+    assert response.headers["content-type"].startswith("text/html")
+    assert "POST /echo" in response.text
+    assert not any(word in response.text for word in ("<script", "http:", "https:", "src=", "google"))
+    assert keyed.head("/", headers={"X-API-Key": KEY}).status_code == 200
+    error_of(keyed.get("/"), 401, "unauthorized")
+
+
 def test_an_unauthorised_body_is_never_read(keyed: TestClient) -> None:
     app = keyed.app
 

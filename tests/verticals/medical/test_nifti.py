@@ -155,8 +155,27 @@ def test_affines_that_are_refused(tmp_path: Path) -> None:
     refused(saved(path, noise(), srow_x=[0, 0, 0, 0]), "voxel spacing", "greater than 0")
     refused(saved(path, noise(), srow_x=[0, 1, 0, 0], srow_y=[0, 1, 0, 0], srow_z=[1, 0, 1, 0]), "one plane")
     refused(saved(path, noise(), sform_code=0, qform_code=1, quatern_b=3.0), "no rotation")
+    refused(
+        saved(path, noise(), sform_code=0, qform_code=1, pixdim=[1, 0, 2, 3, 0, 0, 0, 0]),
+        "0 x 2 x 3 mm",
+        "greater than 0",
+    )
+    refused(saved(path, noise(), sform_code=0, qform_code=1, pixdim=[1, 2, -2, 3, 0, 0, 0, 0]), "2 x -2 x 3 mm")
+    assert inspect_nifti(saved(path, noise(), pixdim=[1, 0, 2, 3, 0, 0, 0, 0])).shape == SHAPE, "the sform says it"
     refused(saved(path, noise(), xyzt_units=3), "micrometres", "mm")
     assert inspect_nifti(saved(path, noise(), xyzt_units=0)).shape == SHAPE
+
+
+@pytest.mark.parametrize("shape", [(6, 5, 1), (1, 5, 4), (1, 1, 1), (6, 1, 4, 1)])
+def test_a_single_slice_is_no_volume(shape: tuple[int, ...], tmp_path: Path) -> None:
+    refused(saved(tmp_path / "scan.nii", noise(shape)), " x ".join(map(str, shape[:3])), "a single slice", "at least 2")
+
+
+@pytest.mark.parametrize(
+    "changes", [{"scl_slope": np.inf}, {"scl_slope": -np.inf}, {"scl_slope": 1, "scl_inter": np.inf}]
+)
+def test_a_scale_that_is_no_number_is_refused(changes: dict[str, float], tmp_path: Path) -> None:
+    refused(saved(tmp_path / "scan.nii", noise(), **changes), "inf", "have to be finite")
 
 
 def test_types_that_are_refused(tmp_path: Path) -> None:

@@ -68,7 +68,6 @@ def opened(tmp_path: Path, model: Brightness) -> Iterator[Callable[..., ScanJobs
     def make(**changes: Any) -> ScanJobs:
         given: dict[str, Any] = {
             "folder": tmp_path / "work",
-            "memory_bytes": None,
             "threads": 1,
             "upload_bytes": 10**9,
             "most_waiting": 5,
@@ -346,11 +345,10 @@ def test_settings_are_what_the_environment_says(monkeypatch: pytest.MonkeyPatch,
     monkeypatch.setenv("BENTOML_HOME", str(tmp_path))
     given = from_environment()
     assert given.folder == tmp_path / "verticals" / "medical"
-    assert (given.memory_bytes, given.upload_bytes, given.node) == (None, 2 * 10**9, None)
-    for name, value in {**GOOD, "VERTICALS_MEMORY_GB": "1.5", "VERTICALS_JOBS_KEEP_HOURS": "2"}.items():
+    assert (given.upload_bytes, given.node) == (2 * 10**9, None)
+    for name, value in {**GOOD, "VERTICALS_JOBS_KEEP_HOURS": "2"}.items():
         monkeypatch.setenv(name, value)
     given = from_environment()
-    assert given.memory_bytes == 1_500_000_000
     assert given.keep_seconds == 7200
     assert given.node is not None
     assert given.node.peers == (Peer("PACS", "10.0.0.5", 104), Peer("OTHER", "host", 104))

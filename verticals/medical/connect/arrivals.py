@@ -6,7 +6,8 @@ while then: an instance that comes late, or again, starts a new round with all o
 handed on is never just the tail of a series. A round that lost an instance, or outgrew the limits, is not handed on.
 
 An instance is on the disk (fsync of file and folder) before it is acknowledged. After a restart rounds that were not done
-wait anew; one that was being handed on when the process ended is handed on again, in the same folder.
+wait anew, one that was being handed on when the process ended is handed on again, in the same folder, and what was kept for late
+instances is gone: it is kept by a process that listens, no longer.
 """
 
 from __future__ import annotations
@@ -148,6 +149,14 @@ class Arrivals:
                 del self._newest[one.sender, one.series]
             _drop(one)
 
+    def forget(self) -> None:
+        """Nobody listens any more: what was kept for late instances goes."""
+        with self._mutex:
+            for key, one in list(self._newest.items()):
+                if one.state == "kept":
+                    del self._newest[key]
+                    _drop(one)
+
     def _is_newest(self, one: Round) -> bool:
         return self._newest.get((one.sender, one.series)) is one
 
@@ -214,11 +223,11 @@ class Arrivals:
                 path.unlink()
         for path in self.root.glob("*.json"):
             one = _read(path)
-            if one is None:
+            if one is None or one.state == "kept":
                 path.unlink()
                 remove(path.with_suffix(""))
                 continue
-            one.due = self._clock() + (self._keep_seconds if one.state == "kept" else self._quiet_seconds)
+            one.due = self._clock() + self._quiet_seconds
             other = self._newest.get((one.sender, one.series))
             if other is not None:  # the newer round has all of the older one's instances
                 one, other = (one, other) if one.number > other.number else (other, one)

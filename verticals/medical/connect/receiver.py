@@ -92,7 +92,7 @@ class Receiver:
         on_series: Callable[[Path, Peer], None],
         host: str = "127.0.0.1",
         quiet_seconds: float = 30.0,
-        keep_seconds: float = 900.0,
+        keep_seconds: float = 300.0,
         retry_seconds: float = 30.0,
         most_instances: int = 5000,
         most_bytes: int = 8 * 2**30,
@@ -166,7 +166,7 @@ class Receiver:
         self._thread.start()
 
     def stop(self) -> None:
-        """Refuse calls, abort associations (senders send again), let `on_series` end; series on disk stay."""
+        """Refuse calls, abort associations (senders send again), let `on_series` end; series that were not handed on stay."""
         self._stopping.set()
         open_ones = self._node.active_associations
         self._node.shutdown()
@@ -174,6 +174,7 @@ class Receiver:
             association.join(STOP_SECONDS)
         if self._thread.is_alive():
             self._thread.join(STOP_SECONDS)
+        self._arrivals.forget()
 
     def __enter__(self) -> Self:
         self.start()

@@ -91,10 +91,11 @@ def cost(predictor: CtPredictor, config: CtConfig, source: str) -> Estimate:
 
 def check(config: CtConfig, source: str) -> dict[str, Any]:
     """Reads a data set or a scan whole and says what is in it; raises DataError at the first fault."""
-    if (Path(source) / "dataset.json").exists():
+    if (Path(source) / "dataset.json").exists() or (Path(source) / "imagesTr").exists():
         data = CtData(config.override([f"data.sources=['{source}']"]))
         found: dict[str, Any] = data.fingerprint
         counts = ", ".join(f"{count} {side}" for side, count in found["cases"].items())
+        counts += f", {found['unused']} labelled ones on no side" if found["unused"] else ""
         return {**found, "text": f"{counts}; sha256 {found['sha256'][:16]}\n{data.plan.text}"}
     with opened(Path(source)) as scan:
         volume = volume_of(scan.read())

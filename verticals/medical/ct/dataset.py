@@ -283,9 +283,15 @@ def _missing(record: Mapping[str, Any], names: Sequence[str], cases: Mapping[str
     """Labels that are not drawn, by case."""
     found = {}
     for case, listed in _mapping(record, "missing_labels").items():
-        unknown = [name for name in listed if name not in names[1:]] if isinstance(listed, list) else [str(listed)]
-        if case not in cases or unknown:
-            what = f"no labelled case is called {case}" if case not in cases else f"{unknown[0]} is no organ of labels"
+        unknown = [name for name in listed if name not in names[1:]] if isinstance(listed, list) else []
+        if case not in cases or unknown or not isinstance(listed, list):
+            what = (
+                f"no labelled case is called {case}"
+                if case not in cases
+                else f"{unknown[0]} is no organ of labels"
+                if unknown
+                else f"what is given for case {case} is no list"
+            )
             raise DataError(f'dataset.json: missing_labels: {what}; write {{"case": ["organ"]}}')
         found[case] = tuple(listed)
     return found
@@ -320,8 +326,11 @@ def _stated_split(
                 raise LeakError(f"{source}: case {name} is in {where[name]} and in {side}; keep it on one side")
         if twice := [name for name, count in Counter(sides[side]).items() if count > 1]:
             raise DataError(f"{source}: case {twice[0]} is in {side} twice")
-    if not sides["train"] or not sides["validation"]:
-        raise DataError(f"{source} names no case for training or none for validation; both need one at least")
+    if empty := [side for side in SIDES if not sides[side]]:
+        labelled = ", or put labelled cases into imagesTs and labelsTs" if empty == ["test"] and not outside else ""
+        raise DataError(
+            f"{source} names no case for {' and '.join(empty)}; each side needs one: write splits.json{labelled}"
+        )
     return {side: sides[side] for side in SIDES}
 
 

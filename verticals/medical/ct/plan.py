@@ -73,7 +73,7 @@ class Fingerprint(Config):
         """Reads each case once.
 
         Raises:
-            DataError: no case, as `Case.read`, or masks without a voxel.
+            DataError: no case, as `Case.read`, or an organ without a voxel.
         """
         if not cases:
             raise DataError("no training case to measure; name some in splits.json")
@@ -91,8 +91,11 @@ class Fingerprint(Config):
                 ml += counts * voxel_ml
                 present += counts > 0
                 one_piece += largest >= WHOLE
-        if not histogram.any():
-            raise DataError("no training case has a foreground voxel; check the masks")
+        if never := [name for k, name in enumerate(names) if k and not voxels[k]]:
+            raise DataError(
+                f"no training case has a voxel of {', '.join(never)}, so that nothing could be learned of it; leave it out of "
+                "the labels of dataset.json, or give a training case that has it"
+            )
         low, high, mean, std = _statistics(histogram)
         return cls(
             labels={name: number for number, name in enumerate(names)},

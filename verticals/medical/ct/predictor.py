@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from core.contract import Estimate, Session
-from core.device import PeakWatch, memory_limit, resident_bytes
 from core.errors import CapacityError
+from core.memory import PeakWatch, give_back, memory_limit, resident_bytes
 from verticals.medical.ct.config import CtConfig
 from verticals.medical.ct.plan import Plan
 from verticals.medical.labels import Structure, structures
@@ -145,6 +145,7 @@ class CtPredictor:
     def _window_cost(self) -> _Cost:
         image = self.plan.normalized(np.full((1, 1, *self._patch), AIR_HU, np.int16))
         self._session({"image": image})  # what is made at the first call stays: it is no cost of a window
+        give_back()
         before = resident_bytes()
         with PeakWatch() as watch:
             started = time.perf_counter()
@@ -197,6 +198,8 @@ class CtPredictor:
             ends = [(0, whole - size) for whole, size in zip(windows.shape, shape, strict=True)]
             array = np.pad(array, ends, constant_values=AIR_HU)
         predict = self.config.predict
+        carried = carry_bytes(windows, num_classes=self._num_classes, carry=predict.carry)
+        most_between = resident_bytes() + SPARE_BYTES + carried + int(np.prod(windows.shape))
         blend = Blend(windows, num_classes=self._num_classes, carry=predict.carry)
         skipped = 0
         for number, tile in enumerate(windows.tiles):
@@ -206,6 +209,8 @@ class CtPredictor:
                 skipped += 1
             else:
                 blend.add(self._logits(window))
+            if resident_bytes() > most_between:  # more than is alive: what windows left behind, in pieces
+                give_back()
             progress((number + 1) / len(windows.tiles))
         return blend.labels[tuple(slice(size) for size in shape)], len(windows.tiles), skipped
 

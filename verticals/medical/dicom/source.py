@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
+from pydicom.multival import MultiValue
 from pydicom.valuerep import DA, TM
 
 from core.errors import DataError, VerticalsError
@@ -27,6 +28,8 @@ from verticals.medical.volume import Volume
 NOTICE = "RESEARCH USE ONLY - not for diagnosis"
 """Goes into every answer: at most 64 characters, as DICOM's long strings."""
 MANUFACTURER = "verticals"
+CHARACTER_SET = "ISO_IR 192"
+"""UTF-8."""
 LPS = np.array([-1.0, -1.0, 1.0])
 """RAS times this is LPS, and the other way round."""
 
@@ -142,20 +145,28 @@ def voxels_per_slice(mask: Volume, structures: Sequence[Structure]) -> NDArray[n
 
 
 def header(source: Dataset) -> Dataset:
-    """A copy of what an answer may need of a slice's header: no private elements, no sequences, no pixels; dates and a sex
-    that are not DICOM's are left empty."""
+    """A copy of what an answer may need of a slice's header: no private elements, no sequences, no pixels; text in UTF-8,
+    whatever character sets the slice has; of several values where DICOM has one the first; dates and a sex that are not
+    DICOM's are left empty."""
     made = Dataset()
     for element in source:
         if element.tag.group in _GROUPS and element.VR != "SQ":
             made.add(copy(element))
+            if element.VR == "PN":  # a name keeps its bytes, and the sets that they are in, until it is made anew
+                made[element.tag].value = [str(name) for name in _values(element.value)]
+    made.SpecificCharacterSet = CHARACTER_SET
     for keyword in ("PatientName", "PatientID", "AccessionNumber", "StudyID", "ReferringPhysicianName"):
-        if made.get(keyword) is None:
-            setattr(made, keyword, "")
+        setattr(made, keyword, next(iter(_values(made.get(keyword))), ""))
     made.PatientSex = made.get("PatientSex") if made.get("PatientSex") in ("M", "F", "O") else ""
     for keyword, kind in (("PatientBirthDate", DA), ("StudyDate", DA), ("StudyTime", TM)):
         if not _is(kind, made.get(keyword)):
             setattr(made, keyword, "")
     return made
+
+
+def _values(value: Any) -> list[Any]:
+    """None, one or several of them as a list."""
+    return [] if value is None else list(value) if isinstance(value, MultiValue | list) else [value]
 
 
 def _is(kind: type[DA] | type[TM], value: Any) -> bool:

@@ -162,9 +162,19 @@ def test_a_restart_takes_up_what_was_there(place: Place) -> None:
     assert place.complete_after(9.0) == []
     assert place.complete_after(1.0) == [["1.9.1.1", "1.9.1.2", "1.9.1.3"]]
     assert place.rounds[0].folder == handed
-    assert len(list(place.folder.iterdir())) == 4  # the round that was taken is kept, not handed on again
+    assert len(list(place.folder.iterdir())) == 2  # the round that was taken is gone, not handed on again
     place.add("1.9.2", "1.9.2.2")
-    assert place.complete_after(10.0) == [["1.9.2.1", "1.9.2.2"]]
+    assert place.complete_after(10.0) == [["1.9.2.2"]]
+
+
+def test_what_was_taken_goes_when_nobody_listens_any_more(place: Place) -> None:
+    place.add("1.9.1", "1.9.1.1")
+    place.complete_after(10.0)
+    place.arrivals.keep(place.rounds[0])
+    place.add("1.9.2", "1.9.2.1")
+    place.arrivals.forget()
+    assert len(list(place.folder.iterdir())) == 2, "a series that is still arriving stays"
+    assert place.complete_after(10.0) == [["1.9.2.1"]]
 
 
 def test_after_a_restart_the_newer_round_counts(place: Place) -> None:

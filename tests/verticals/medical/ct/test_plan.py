@@ -65,11 +65,16 @@ def test_intensities_equal_numpys_over_the_foreground(tmp_path: Path) -> None:
 def test_each_case_counts_the_same_whatever_its_size(tmp_path: Path) -> None:
     affine, straight = np.eye(4), Axes((0, 1, 2), (False, False, False))
     small, large = np.full((4, 4, 4), 100), np.full((20, 20, 20), 300)
-    cases = [case_of(tmp_path, str(hu[0, 0, 0]), hu, np.ones_like(hu), affine, straight) for hu in (small, large)]
-    assert Fingerprint.of(cases).hu_mean == pytest.approx(200)
-    assert Fingerprint.of(cases).hu_std == pytest.approx(100)
-    assert Fingerprint.of(cases).num_present == {"A": 2, "B": 0}
-    assert Fingerprint.of(cases).foreground_ml["B"] == 0
+    cases = []
+    for hu in (small, large):
+        labels = np.ones_like(hu)
+        labels[0, 0, 0] = 2 if hu is large else 1
+        cases.append(case_of(tmp_path, str(hu[0, 0, 0]), hu, labels, affine, straight))
+    found = Fingerprint.of(cases)
+    assert found.hu_mean == pytest.approx(200)
+    assert found.hu_std == pytest.approx(100)
+    assert found.num_present == {"A": 2, "B": 1}
+    assert found.foreground_ml["B"] == pytest.approx(0.001), "of the cases that have it"
 
 
 def test_an_organ_is_one_piece_where_the_masks_show_it_so(tmp_path: Path) -> None:
@@ -87,10 +92,13 @@ def test_an_organ_is_one_piece_where_the_masks_show_it_so(tmp_path: Path) -> Non
     assert make_plan(Fingerprint.of(cases[:9]), patch_voxels=16**3, patch_size=(8, 8, 8)).one_piece == ("A", "B")
 
 
-def test_cases_without_foreground_are_refused(tmp_path: Path) -> None:
+def test_organs_that_no_training_case_has_are_refused(tmp_path: Path) -> None:
     empty = np.zeros((4, 4, 4))
     case = case_of(tmp_path, "empty", empty, empty, np.eye(4), Axes((0, 1, 2), (False, False, False)))
-    with pytest.raises(DataError, match="no training case has a foreground voxel"):
+    with pytest.raises(DataError, match=r"no training case has a voxel of A, B, so .*: |leave it out"):
+        Fingerprint.of([case])
+    case = case_of(tmp_path, "one", empty, empty + 2, np.eye(4), Axes((0, 1, 2), (False, False, False)))
+    with pytest.raises(DataError, match="no training case has a voxel of A, so that nothing could be learned"):
         Fingerprint.of([case])
     with pytest.raises(DataError, match="no training case to measure"):
         Fingerprint.of([])

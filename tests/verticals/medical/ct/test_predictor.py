@@ -176,7 +176,7 @@ import json, sys
 import numpy as np
 import torch
 torch.set_num_threads(1)
-from core.device import peak_bytes
+from core.memory import peak_bytes
 from core.inference.session import TorchSession
 from verticals.medical.ct.config import CtConfig, PredictConfig
 from verticals.medical.ct.model import UNet3D

@@ -10,8 +10,10 @@ import pytest
 from core.errors import CapacityError, DataError
 from tests.verticals.medical.answers import BALLS, LABELS, ORIENTATIONS, mask_on, series_in
 from verticals.medical.dicom import seg
+from verticals.medical.dicom.rtstruct import write_rtstruct
 from verticals.medical.dicom.seg import write_seg
 from verticals.medical.dicom.seg_check import centroids, read_back, verify
+from verticals.medical.dicom.series import read_series
 from verticals.medical.dicom.source import GeometryError
 from verticals.medical.labels import structures
 from verticals.medical.volume import Grid, Volume
@@ -153,6 +155,45 @@ def test_headers_of_real_scanners_do_not_stop_it_and_nothing_is_said_about_them(
     assert (str(file.PatientName), file.PatientSex, file.StudyID) == ("Singlename", "", "")
     assert not caplog.records
     assert not list(recwarn)
+
+
+@pytest.mark.parametrize(
+    ("sets", "name"),
+    [
+        (["", "ISO 2022 IR 87"], "Yamada^Tarou=山田^太郎=やまだ^たろう"),
+        (["", "ISO 2022 IR 149"], "Hong^Gildong=洪^吉洞=홍^길동"),
+        ("", "Doe^Jane"),
+        ("ISO_IR 6", "Doe^Jane"),
+        ("ISO_IR 100", "Müller^Jürgen"),
+        ("GB18030", "王^小东"),
+    ],
+    ids=str,
+)
+def test_names_in_any_character_set_come_through(tmp_path, sets, name):
+    series, mask = series_in(tmp_path / "ct")
+    for path in sorted((tmp_path / "ct").iterdir()):
+        stored = pydicom.dcmread(path)
+        stored.SpecificCharacterSet = sets
+        stored.PatientName = name
+        stored.save_as(path)
+    series = read_series(tmp_path / "ct")
+    write_seg(mask, series.sources, STRUCTURES, tmp_path / "seg.dcm", **MODEL)
+    write_rtstruct(mask, series.sources, STRUCTURES, tmp_path / "rtstruct.dcm", **MODEL)
+    for answer in ("seg.dcm", "rtstruct.dcm"):
+        file = pydicom.dcmread(tmp_path / answer)
+        assert file.SpecificCharacterSet == "ISO_IR 192"
+        assert str(file.PatientName) == name
+
+
+def test_of_several_values_where_one_belongs_the_first_is_taken(tmp_path, axial):
+    series, mask = axial
+    sources = [copy.deepcopy(source) for source in series.sources]
+    for source in sources:
+        source.PatientName = ["One^Name", "Another^Name"]
+        source.AccessionNumber = ["A1", "A2"]
+    write_seg(mask, sources, STRUCTURES, tmp_path / "seg.dcm", **MODEL)
+    file = pydicom.dcmread(tmp_path / "seg.dcm")
+    assert (str(file.PatientName), file.AccessionNumber) == ("One^Name", "A1")
 
 
 @pytest.mark.parametrize("keyword", ["FrameOfReferenceUID", "PixelSpacing", "ImagePositionPatient", "SOPInstanceUID"])
