@@ -1,7 +1,7 @@
 # ruff: noqa: E402
 """Seconds a scan and what they cost in Dice: torch, OpenVINO in float32, bfloat16 and int8, beside MONAI's sliding window.
 
-    python benchmarks/ct_speed.py [--quick] [--json FILE] --run DIR [--scans N] [--gate N] [--rounds N]
+    python benchmarks/ct_speed.py [--quick] [--json FILE] --run DIR [--scans N] [--gate N] [--mixed]
 
 `--run` is a trained run: of `verticals train medical.ct --data ...`, or what `ct_openkbp.py --cache DIR` leaves in DIR/run. Its
 network is exported and quantized by `verticals export` and `verticals compress` (each passes its parity gate, on `--gate` validation
@@ -149,6 +149,7 @@ def main() -> None:
     parser.add_argument(
         "--gate", type=int, default=3, help="validation scans that artifacts are compared on (default: 3)"
     )
+    parser.add_argument("--mixed", action="store_true", help="also int8 whose rest is bfloat16")
     parser.add_argument("--rounds", type=int, default=1, help="how often each scan is answered (default: 1)")
     given = parser.parse_args()
     if not given.quick and not given.run:
@@ -161,7 +162,7 @@ def main() -> None:
         else:
             run = Path(train("medical.ct", recipe="debug", runs=str(folder / "runs"), alias="none")["run"])
             torch.set_num_threads(os.cpu_count() or 1)
-        answers = ways(run, artifacts(run, folder, mixed=not given.quick))
+        answers = ways(run, artifacts(run, folder, mixed=given.mixed))
         measured(run, answers, given)
 
 

@@ -62,6 +62,7 @@ def test_list_names_the_applications(capsys: pytest.CaptureFixture[str]) -> None
         (["train", NAME, "--recipe", "huge"], 2, "there are: debug, default"),
         (["train", NAME, "--set", "fit.speed=1"], 2, "allowed here: epochs"),
         (["train", NAME, "--device", "cuda:99"], 2, "CUDA|unknown"),
+        (["train", NAME, "--processes", "0"], 2, "--processes 0; allowed are 1 and more"),
         (["data", NAME, "--check", "nowhere.csv"], 1, "no such file"),
         (["data", NAME, "--check", "README.md"], 1, "unknown kind of file"),
         (["release", NAME, "--threshold", "7"], 2, "0 to 1"),

@@ -233,6 +233,7 @@ def test_a_study_of_an_archive_gets_its_segmentation(
     assert near_truth(placed)
     code, result = run(capsys, *fetch, "--store")  # and without a folder
     assert (code, result["output"], result["stored"]) == (0, None, 1)
+    assert not result["text"].startswith("/"), "it names no folder that is gone"
     assert len(pacs.segmentations(study, tmp_path)) == 2
 
 

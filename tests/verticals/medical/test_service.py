@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import re
 import time
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
@@ -192,6 +193,17 @@ def test_it_refuses_to_start_with_one_line(
     log = running.log.read_text()
     assert line in log
     assert len(log.strip().splitlines()) == 1
+
+
+def test_it_does_not_start_where_it_could_hold_no_scan(trained_home: Path, tmp_path: Path) -> None:
+    environment = {"VERTICALS_MEMORY_GB": "0.1", "VERTICALS_JOBS": str(tmp_path / "jobs")}
+    running = start("verticals.medical:svc", tmp_path / "run", trained_home, environment=environment)
+    try:
+        running.process.wait(90)
+    finally:
+        stop(running)
+    line = r"a scan of one window needs \d\.\d\d GB of memory here, .*; allowed are 0\.10 GB: raise VERTICALS_MEMORY_GB"
+    assert re.search(line, running.log.read_text())
 
 
 def test_a_second_service_on_the_same_jobs_says_so_and_ends(server: Server, tmp_path: Path) -> None:

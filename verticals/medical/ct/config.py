@@ -127,7 +127,7 @@ def two_cores() -> CtConfig:
         plan=PlanConfig(patch_voxels=48**3, least_cover=0.03, batch_size=1, base_width=32, deep_supervision=True),
         sampler=SamplerConfig(num_batches=100, foreground=0.85, augment=AugmentConfig(mirror=0.0)),
         fit=FitConfig(
-            epochs=30,
+            epochs=28,
             precision="bf16",
             optim=OptimConfig(lr=3e-3, weight_decay=1e-2, warmup=0.03, average=0.99, clip_norm=12.0),
         ),
