@@ -6,14 +6,12 @@
 `--run` is a trained run: of `verticals train medical.ct --data ...`, or what `ct_openkbp.py --cache DIR` leaves in DIR/run. Its
 network is exported and quantized by `verticals export` and `verticals compress` (each passes its parity gate, on `--gate` validation
 scans), then all answer the same test scans with the same windows in turns in one process, every core each; medians over the scans of
-the ratios to MONAI's inferer on torch eager, whose network has torch's own instance norm. Windows of air are skipped in rows of their
-own. `--quick` trains the debug recipe on synthetic bodies.
+the ratios to MONAI's inferer on torch eager. Windows of air are skipped in rows of their own. `--quick` trains the debug recipe on synthetic bodies.
 """
 
 from __future__ import annotations
 
 import argparse
-import copy
 import json
 import os
 import shutil
@@ -31,7 +29,6 @@ import numpy as np
 import torch
 from monai.inferers.utils import sliding_window_inference
 from numpy.typing import NDArray
-from torch import nn
 
 from benchmarks.tables import Record, goal, keep, table
 from core.contract import Session
@@ -46,7 +43,6 @@ from pipelines.train import train
 from verticals.medical.ct import APPLICATION
 from verticals.medical.ct.cache import CaseCache
 from verticals.medical.ct.data import CtData
-from verticals.medical.ct.model import InstanceNorm
 from verticals.medical.ct.plan import Plan
 from verticals.medical.ct.predictor import CtPredictor
 from verticals.medical.pieces import keep_largest
@@ -97,19 +93,12 @@ def ways(run: Path, made: dict[str, Path]) -> dict[str, Answer]:
     config, constants = config_of(APPLICATION, run), Run(run).read_json("constants.json")
     plan = Plan.from_record(constants["plan"])
     network = network_of(APPLICATION, run).eval()
-    plain: nn.Module = copy.deepcopy(network)
-    for module in list(plain.modules()):
-        for place, child in module.named_children():
-            if isinstance(child, InstanceNorm):
-                norm = nn.InstanceNorm3d(child.num_features, affine=True)
-                norm.load_state_dict(child.state_dict())
-                setattr(module, place, norm.eval())
 
     def peer(scan: Volume) -> NDArray[Any]:
         image = torch.from_numpy(plan.normalized(scan.array))[None, None]
         with torch.inference_mode():
             logits: Any = sliding_window_inference(
-                image, plan.patch_size, 1, plain, overlap=config.predict.overlap, mode="gaussian"
+                image, plan.patch_size, 1, network, overlap=config.predict.overlap, mode="gaussian"
             )
             labels: NDArray[Any] = logits.argmax(1)[0].to(torch.uint8).numpy()
         keep_largest(labels, [plan.labels[name] for name in plan.one_piece])

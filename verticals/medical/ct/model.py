@@ -20,13 +20,14 @@ Triple = tuple[int, int, int]
 
 
 class InstanceNorm(nn.InstanceNorm3d):
-    """torch's instance norm without its copies: each sample is a batch of one, whose batch norm takes any order in memory.
+    """torch's instance norm without its copies in bfloat16: each sample is a batch of one, whose batch norm takes what lies
+    channels last. A training step on a CPU with AVX512-BF16 takes a quarter less time.
 
-    A training step on a CPU with AVX512-BF16 takes a quarter less time. Exported graphs hold torch's own.
+    In float32 it stays torch's own: that batch norm adds up singly, and is off by 1e-3 in a window of a million voxels.
     """
 
     def forward(self, input: Tensor) -> Tensor:
-        if torch.compiler.is_exporting():
+        if input.dtype != torch.bfloat16 or input.device.type != "cpu":
             return super().forward(input)
         samples = [
             F.batch_norm(sample, None, None, self.weight, self.bias, training=True, eps=self.eps)

@@ -199,8 +199,9 @@ class CtPredictor:
             array = np.pad(array, ends, constant_values=AIR_HU)
         predict = self.config.predict
         carried = carry_bytes(windows, num_classes=self._num_classes, carry=predict.carry)
-        most_between = resident_bytes() + SPARE_BYTES + carried + int(np.prod(windows.shape))
+        before = resident_bytes()
         blend = Blend(windows, num_classes=self._num_classes, carry=predict.carry)
+        most_between = before + SPARE_BYTES + carried + blend.labels.nbytes
         skipped = 0
         for number, tile in enumerate(windows.tiles):
             window = array[tile]
