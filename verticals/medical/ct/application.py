@@ -197,7 +197,7 @@ INT8 = Limits(tensor=0.4, answers={"centroid_mm": 2.0, "volume_ml": 10.0, "mask"
 
 LIMITS = {
     "float32": Limits(
-        tensor=3e-3, answers={"centroid_mm": 0.25, "volume_ml": 1.0, "mask": 1e-4}, figure="dice", drop=1e-3
+        tensor=2e-2, answers={"centroid_mm": 0.25, "volume_ml": 1.0, "mask": 1e-4}, figure="dice", drop=1e-3
     ),
     "bfloat16": Limits(
         tensor=0.1, answers={"centroid_mm": 1.0, "volume_ml": 5.0, "mask": 5e-3}, figure="dice", drop=5e-3
@@ -205,7 +205,11 @@ LIMITS = {
     "int8": INT8,
     "int8-bfloat16": INT8,
 }
-"""A mask may differ where two classes were close: a coarse voxel alone is 0.3 mL and moves a kidney's centre by 0.04 mm."""
+"""A mask may differ where two classes were close: a coarse voxel alone is 0.3 mL and moves a kidney's centre by 0.04 mm.
+
+Tensors are held loosely, masks are not: in windows of real scans that are air but for a corner, clipped to one value, OpenVINO's
+instance norm in float32 is off by up to 8e-3 (torch's, beside float64, by 1e-6), and not a voxel of the mask changes.
+"""
 
 APPLICATION = Application(
     name="medical.ct",
