@@ -32,6 +32,7 @@ from benchmarks.tables import Record, goal, keep, table
 from core.contract import Step, TensorSpec
 from core.device import machine, pick_device, seed_everything
 from core.distributed.strategy import Strategy
+from core.errors import ConfigError
 from core.evaluation.cases import case_comparisons, case_figures
 from core.inference.session import TorchSession
 from core.run import Run, revision
@@ -135,9 +136,23 @@ MODELS: dict[str, Callable[[CtConfig, CtData], tuple[nn.Module, OptimConfig]]] =
 
 
 def trained(name: str, config: CtConfig, data: CtData, folder: Path, device: torch.device) -> tuple[Any, float]:
-    """The task, trained or taken up where it stopped, and the seconds that training took in all."""
+    """The task, trained or taken up where it stopped, and the seconds that training took in all.
+
+    Raises:
+        ConfigError: the folder holds a training of other settings.
+    """
     seed_everything(config.fit.seed)
     task, optim = MODELS[name](config, data)
+    fitted = config.fit.model_copy(update={"optim": optim})
+    settings = config.model_copy(update={"fit": fitted}).model_dump_json(
+        indent=1, exclude={"predict": True, "data": {"cache"}}
+    )
+    stated = folder / f"{name}.json"
+    if (folder / name).exists() and stated.read_text() != settings:
+        raise ConfigError(
+            f"{folder} holds a training of {name} with other settings ({stated.name}); give another --cache"
+        )
+    stated.write_text(settings)
     clock = folder / f"{name}.seconds"
     before = float(clock.read_text()) if clock.exists() else 0.0
     started = time.perf_counter()
@@ -147,7 +162,6 @@ def trained(name: str, config: CtConfig, data: CtData, folder: Path, device: tor
             super().save(state)
             clock.write_text(str(before + time.perf_counter() - started))
 
-    fitted = config.fit.model_copy(update={"optim": optim})
     with Log(folder / f"{name}.jsonl", quiet=not sys.stderr.isatty()) as log:
         fit(task, data, fitted, strategy=Strategy(device), log=log, checkpointer=Timed(folder / name))
     return task, float(clock.read_text())
@@ -208,7 +222,7 @@ def report(
     given: argparse.Namespace, config: CtConfig, data: CtData, found: dict[str, Evaluation], seconds: dict[str, float]
 ) -> None:
     """Tables, the paired comparison and goals."""
-    real = bool(config.data.sources)
+    real, on_gpu = bool(config.data.sources), pick_device(given.device).type == "cuda"
     here = machine()
     rows: list[Record] = []
     for score in SCORES:
@@ -246,13 +260,15 @@ def report(
         goals.append(
             goal(f"on no organ significantly below the peer (below in Dice at all: {lower or 'none'})", not worse)
         )
-    if real and "ours" in found:
-        mean = case_figures({"dice": found["ours"].scores["dice"]})["dice"].value
-        goals.append(goal(f"mean Dice at least 0.80 on two cores: {mean:.3f}", mean >= 0.80))
+    if real and "ours" in found and given.split == "test":
+        mean, least = case_figures({"dice": found["ours"].scores["dice"]})["dice"].value, 0.85 if on_gpu else 0.80
+        goals.append(
+            goal(f"mean Dice at least {least} {'with a GPU' if on_gpu else 'on two cores'}: {mean:.3f}", mean >= least)
+        )
+    if real and not on_gpu:
         over = [name for name, taken in seconds.items() if taken > 45 * 60]
         goals.append(goal("each model trained within 45 minutes", not over))
-    if not torch.cuda.is_available():
-        print("  mean Dice at least 0.85 with a GPU: not run (no GPU)")
+        print("  mean Dice at least 0.85 with a GPU: not run (on the CPU)")
     keep(
         given.json,
         machine=here,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -71,6 +71,7 @@ def open_model(
     run: str | None = None,
     as_released: bool = False,
     device: str = "cpu",
+    settings: Sequence[str] = (),
     **predictor: Any,
 ) -> Model:
     """
@@ -78,10 +79,12 @@ def open_model(
         version: version or alias in the registry; every file is checked against its hash.
         run: a run or artifact directory instead.
         as_released: decides at the threshold that was set for the version, as the service does.
+        settings: overrides of the model's own configuration, as `key=value`.
         predictor: further arguments of the application's Predictor.
 
     Raises:
         ArtifactError: no such model, damaged, or of another application.
+        ConfigError: no such setting.
     """
     app = load(application)
     if run:
@@ -94,7 +97,8 @@ def open_model(
         path, name = found.path, found.version
         if as_released and found.threshold is not None:
             predictor["threshold"] = found.threshold
-    return Model(app, *build(app, path, name, session=SessionConfig(device=device), **predictor), name, path)
+    session = SessionConfig(device=device)
+    return Model(app, *build(app, path, name, session=session, settings=settings, **predictor), name, path)
 
 
 def size_of(path: Path) -> int:

@@ -35,7 +35,7 @@ def predict(
     Args:
         input: a file or folder, as the application reads it.
         output: a file or folder, as the application writes it; may be left out with `store` and `dry_run`.
-        settings: how to read the input, as `data.columns.amount=AMT`.
+        settings: overrides of the model's configuration: how to read the input, as `data.columns.amount=AMT`, how to answer.
         dry_run: only promises memory and time; nothing is answered or written.
         from_dicomweb: URL of an archive to fetch the input from.
         study: what to fetch: its UID.
@@ -59,13 +59,12 @@ def predict(
     started = time.perf_counter()
     archive = app.archive(fetch.url) if app.archive and fetch.url else None
     with _source(archive, fetch, input) as source, tempfile.TemporaryDirectory(prefix="answer-") as spare:
-        model = open_model(application, version=version, run=run, as_released=True)
-        config = model.config.override(settings)
+        model = open_model(application, version=version, run=run, as_released=True, settings=settings)
         if dry_run:
             assert app.cost is not None
-            return _promise(app.cost(model.predictor, config, source), model.version)
+            return _promise(app.cost(model.predictor, model.config, source), model.version)
         target = Path(output) if output else Path(spare) / "answer"
-        answered = app.predict(model.predictor, config, source, target)
+        answered = app.predict(model.predictor, model.config, source, target)
         if archive and store:
             answered = {**answered, "stored": archive.store(target)}
     seconds = time.perf_counter() - started

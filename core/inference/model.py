@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,18 +65,25 @@ def session_of(
 
 
 def build(
-    app: Application, path: Path, name: str, *, session: SessionConfig | None = None, **predictor: Any
+    app: Application,
+    path: Path,
+    name: str,
+    *,
+    session: SessionConfig | None = None,
+    settings: Sequence[str] = (),
+    **predictor: Any,
 ) -> tuple[Any, Any]:
     """The configuration and the Predictor of a run's, version's or artifact's directory.
 
     Args:
         name: what the Predictor calls the version.
         session: how its network runs.
+        settings: overrides of the model's own configuration, as `key=value`.
         predictor: further arguments of the application's Predictor.
 
     Raises:
         ArtifactError: a file is missing or damaged, or was made by other code.
     """
     opened = session_of(app, path, config=session)  # first: of an artifact it checks every file
-    config, constants = config_of(app, path), Run(path).read_json("constants.json")
+    config, constants = config_of(app, path).override(settings), Run(path).read_json("constants.json")
     return config, app.predictor(config, constants, opened, version=name, **predictor)

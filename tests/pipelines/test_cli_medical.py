@@ -174,6 +174,31 @@ def test_a_dry_run_promises_and_writes_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_settings_of_the_model_are_changed_for_one_scan(
+    home: Path, scans: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["predict", NAME, "-i", str(scans / "dicom")]
+    _, usual = run(capsys, *words, "-o", str(tmp_path / "usual"))
+    changes = ["--set", "predict.air_hu=3072", "--set", "predict.overlap=0.6"]
+    _, other = run(capsys, *words, "-o", str(tmp_path / "other"), *changes)
+    assert usual["windows_of_air"] < usual["windows"] < other["windows"] == other["windows_of_air"]
+    assert cli.main([*words, "-o", str(tmp_path / "no"), "--set", "predict.ovrlap=0.6"]) == 2
+
+
+def test_what_is_wrong_with_labels_is_said_before_a_training(
+    scans: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = Path(shutil.copytree(scans, tmp_path / "O'Brien's scans"))
+    code, found = run(capsys, "data", NAME, "--recipe", "debug", "--check", str(folder))
+    assert (code, found["cases"]["train"]) == (0, 6)
+    record = json.loads((folder / "dataset.json").read_text())
+    record["labels"] = {name.replace("Spine", "Rückenmark"): number for name, number in record["labels"].items()}
+    (folder / "dataset.json").write_text(json.dumps(record))
+    for words in (["data", NAME, "--check"], ["train", NAME, "--recipe", "debug", "--runs", str(tmp_path), "--data"]):
+        assert cli.main([*words, str(folder)]) == 1
+        assert "label 'Rückenmark' cannot be written to DICOM" in capsys.readouterr().err
+
+
 class Pacs:
     """Orthanc's own REST API."""
 

@@ -1,6 +1,6 @@
 """What a request gets back: the mask in the formats that were asked for, a picture, and numbers, in one new folder.
 
-The folder appears whole or not at all; what is in it has been read back and held against the mask. No patient data
+The folder appears whole or not at all; DICOM objects in it have been read back and held against the mask. No patient data
 leaves by a name of a file, and `answer.json` holds none.
 """
 
@@ -11,9 +11,9 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
-from core.errors import ConfigError, DataError, Unavailable
+from core.errors import DataError, Unavailable
 from verticals.medical.dicom import source
 from verticals.medical.dicom.rtstruct import write_rtstruct
 from verticals.medical.dicom.rtstruct_read import verify_rtstruct
@@ -21,20 +21,11 @@ from verticals.medical.dicom.seg import write_seg
 from verticals.medical.dicom.seg_check import centroids, verify
 from verticals.medical.dicom.series import Series
 from verticals.medical.dicom.source import NOTICE, GeometryError
+from verticals.medical.formats import NAMES, Format, chosen
 from verticals.medical.labels import Structure, uncoded
 from verticals.medical.nifti import write_nifti
 from verticals.medical.preview import write_preview
 from verticals.medical.volume import Volume
-
-Format = Literal["nifti", "seg", "rtstruct", "preview"]
-FILES: dict[Format, str] = {
-    "nifti": "mask.nii.gz",
-    "seg": "seg.dcm",
-    "rtstruct": "rtstruct.dcm",
-    "preview": "preview.png",
-}
-RECORD = "answer.json"
-_OF_DICOM: tuple[Format, ...] = ("seg", "rtstruct")
 
 
 @dataclass(frozen=True)
@@ -42,7 +33,7 @@ class Finding:
     """A structure that the mask holds."""
 
     structure: Structure
-    voxels: int
+    num_voxels: int
     volume_ml: float
     centroid_mm: tuple[float, float, float]
     """RAS."""
@@ -110,25 +101,25 @@ def write_answer(
             staging = Path(beside) / "answer"
             staging.mkdir()
             if "nifti" in wanted:
-                write_nifti(mask, staging / FILES["nifti"])
+                write_nifti(mask, staging / NAMES["nifti"])
             if sources is not None and "seg" in wanted and findings:
-                write_seg(mask, sources, structures, staging / FILES["seg"], algorithm=algorithm, version=version)
-                verify(staging / FILES["seg"], mask, structures)
+                write_seg(mask, sources, structures, staging / NAMES["seg"], algorithm=algorithm, version=version)
+                verify(staging / NAMES["seg"], mask, structures)
             if sources is not None and "rtstruct" in wanted and findings:
-                path = staging / FILES["rtstruct"]
+                path = staging / NAMES["rtstruct"]
                 write_rtstruct(mask, sources, structures, path, algorithm=algorithm, version=version)
                 verify_rtstruct(path, mask, sources, structures)
             if "preview" in wanted:
-                write_preview(volume, mask, structures, staging / FILES["preview"])
+                write_preview(volume, mask, structures, staging / NAMES["preview"])
             answer = Answer(
                 folder,
-                (*sorted(path.name for path in staging.iterdir()), RECORD),
+                (*sorted(path.name for path in staging.iterdir()), NAMES["json"]),
                 findings,
                 empty,
                 uncoded(tuple(structures)),
             )
             text = json.dumps(_record(answer, mask, algorithm=algorithm, version=version), indent=1, ensure_ascii=False)
-            (staging / RECORD).write_text(text + "\n", encoding="utf-8")
+            (staging / NAMES["json"]).write_text(text + "\n", encoding="utf-8")
             staging.rename(folder)
     except OSError as error:
         if folder.exists():
@@ -137,26 +128,6 @@ def write_answer(
             f"the answer cannot be written ({error.strerror or type(error).__name__}); free space or choose another place"
         ) from None
     return answer
-
-
-def chosen(formats: Sequence[Format] | None, *, of_dicom: bool) -> tuple[Format, ...]:
-    """The formats of an answer, each once; all that the scan allows where None.
-
-    Raises:
-        ConfigError: a format that is unknown or that the scan does not allow.
-    """
-    known: tuple[Format, ...] = get_args(Format)
-    possible = tuple(one for one in known if of_dicom or one not in _OF_DICOM)
-    if formats is None:
-        return possible
-    if unknown := sorted(set(formats) - set(known)):
-        raise ConfigError(f"formats {unknown}; allowed are {list(known)}")
-    if missing := sorted(set(formats) - set(possible)):
-        raise ConfigError(
-            f"formats {missing} refer to the slices of a DICOM series, and the scan came without one; "
-            f"allowed are {list(possible)}"
-        )
-    return tuple(one for one in known if one in formats)
 
 
 def _record(answer: Answer, mask: Volume, *, algorithm: str, version: str) -> dict[str, Any]:
@@ -175,7 +146,7 @@ def _record(answer: Answer, mask: Volume, *, algorithm: str, version: str) -> di
                 "code": f"SCT:{finding.structure.code.value}" if finding.structure.code else None,
                 "meaning": finding.structure.code.meaning if finding.structure.code else None,
                 "side": finding.structure.side,
-                "voxels": finding.voxels,
+                "voxels": finding.num_voxels,
                 "volume_ml": round(finding.volume_ml, 4),
                 "centroid_mm": [round(value, 3) for value in finding.centroid_mm],
             }

@@ -14,21 +14,23 @@ import threading
 import time
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import IO, TYPE_CHECKING, Any, Literal, cast
+from typing import IO, TYPE_CHECKING, Any, cast
 
 from core.contract import Estimate
 from core.durable.files import remove, written
-from core.durable.jobs import Job, Jobs, State
+from core.durable.jobs import Job, Jobs, State, UnknownJob
 from core.durable.journal import KeyConflict
 from core.durable.worker import Worker
 from core.errors import ArtifactError, CapacityError, ConfigError, Conflict, DataError, Unavailable, VerticalsError
+from core.memory import resident_bytes
 from core.monitoring import metrics
-from verticals.medical.answer import FILES, RECORD, Format, chosen, write_answer
+from verticals.medical.answer import write_answer
 from verticals.medical.connect import silence
+from verticals.medical.formats import NAMES, Format, Wanted, chosen
 from verticals.medical.node import Node, check_port, linked
 from verticals.medical.scan import opened, volume_of
 from verticals.medical.settings import Settings
@@ -40,9 +42,6 @@ if TYPE_CHECKING:
 APPLICATION = "medical.ct"
 SCAN, SERIES, ANSWER = "scan", "series", "answer"
 """In a job's folder: what was sent, what an archive held, and what is given back."""
-ZIP = "answer.zip"
-Wanted = Literal["nifti", "seg", "rtstruct", "preview", "json", "zip"]
-NAMES: dict[Wanted, str] = {**cast(dict[Wanted, str], FILES), "json": RECORD, "zip": ZIP}
 KEEPER_SECONDS = 15.0
 LEAST_FREE_BYTES = 10**9
 """Of the disk, left to others."""
@@ -77,6 +76,7 @@ class ScanJobs:
         silence("pydicom", "pynetdicom", "highdicom", "nibabel", "nibabel.global", "PIL", "python_multipart")
         self._settings, self._predictor = settings, predictor
         self.turn = threading.Lock()
+        self._idle_bytes = resident_bytes()
         self.jobs = Jobs(settings.folder / "jobs", most_waiting=settings.most_waiting, most_bytes=settings.queue_bytes)
         self._worker = Worker(self.jobs, self._run)
         self._node: Node | None = None
@@ -113,11 +113,7 @@ class ScanJobs:
         Raises:
             Unavailable: as much waits as may, or the disk has no room for so many bytes.
         """
-        free = shutil.disk_usage(self.jobs.root).free
-        if free - num_bytes < LEAST_FREE_BYTES:
-            raise Unavailable(
-                f"the disk has {free / 1e9:.1f} GB free, which is too little; free space, or send it later"
-            )
+        self._check_room(num_bytes)
         return self.jobs.upload()
 
     def check(self, folder: Path, formats: Sequence[Format] | None) -> Estimate:
@@ -132,7 +128,7 @@ class ScanJobs:
                 chosen(formats, of_dicom=scan.is_dicom)
             except ConfigError as error:
                 raise DataError(str(error)) from None
-            estimate = self._predictor().admit(scan.grid)
+            estimate = self._predictor().admit(scan.grid, held_bytes=self._held_bytes())
         if (folder / SERIES).is_dir():
             (folder / SCAN).unlink(missing_ok=True)
         return estimate
@@ -233,12 +229,7 @@ class ScanJobs:
     def file(self, answer: Path, wanted: Wanted) -> IO[bytes]:
         """Open, so that it may be read to its end whatever becomes of its folder."""
         if wanted == "zip":
-            packed = TemporaryFile(dir=self.jobs.root)  # noqa: SIM115 - has no name: it ends with its reader
-            with zipfile.ZipFile(packed, "w") as archive:
-                for path in sorted(answer.iterdir()):
-                    archive.write(path, path.name, zipfile.ZIP_DEFLATED if path.suffix == ".dcm" else None)
-            packed.seek(0)
-            return cast(IO[bytes], packed)
+            return self._packed(answer)
         try:
             return open(answer / NAMES[wanted], "rb")
         except FileNotFoundError:
@@ -248,6 +239,35 @@ class ScanJobs:
                 f"found; there are {', '.join([*there, 'zip'])}"
             ) from None
 
+    def _packed(self, answer: Path) -> IO[bytes]:
+        """All of an answer, in a file without a name: it ends with its reader.
+
+        Raises:
+            UnknownJob: it is kept no longer.
+            Unavailable: the disk has no room for it.
+        """
+        with written(), ExitStack() as stack:
+            try:
+                paths = sorted(answer.iterdir())
+                self._check_room(sum(path.stat().st_size for path in paths))
+                packed = stack.enter_context(TemporaryFile(dir=self.jobs.root))
+                with zipfile.ZipFile(packed, "w") as archive:
+                    for path in paths:
+                        archive.write(path, path.name, zipfile.ZIP_DEFLATED if path.suffix == ".dcm" else None)
+            except FileNotFoundError:
+                raise UnknownJob from None
+            packed.seek(0)
+            stack.pop_all()
+        return cast(IO[bytes], packed)
+
+    def _check_room(self, num_bytes: int) -> None:
+        """Raises Unavailable where the disk would be left with less than others may need."""
+        free = shutil.disk_usage(self.jobs.root).free
+        if free - num_bytes < LEAST_FREE_BYTES:
+            raise Unavailable(
+                f"the disk has {free / 1e9:.1f} GB free, which is too little; free space, or send it later"
+            )
+
     def cancel(self, id: str) -> Standing:
         """Ends a job that waits, stops one that runs at its next window, or the sending of its result."""
         job = self.jobs.cancel(id)
@@ -255,6 +275,15 @@ class ScanJobs:
             self._node.cancel(job.request["peer"], sending)
         self._count()
         return self.standing(id)
+
+    def _held_bytes(self) -> int:
+        """What the process holds while nothing is computed: what runs now will be gone when the next one has its turn."""
+        if self.turn.acquire(blocking=False):
+            try:
+                self._idle_bytes = resident_bytes()
+            finally:
+                self.turn.release()
+        return self._idle_bytes
 
     def _sending(self, job: Job, record: Mapping[str, Any]) -> Job | None:
         if self._node is None or record["sending"] is None:
@@ -274,7 +303,7 @@ class ScanJobs:
             raise ArtifactError("the model cannot answer now; the service's log says why") from None
         finally:
             self.turn.release()
-        sending, segmentation = None, answer / FILES["seg"]
+        sending, segmentation = None, answer / NAMES["seg"]
         if self._node is not None and job.request["peer"] is not None and segmentation.exists():
             sending = self._node.put(job.request["peer"], job.id, segmentation)
         return {**record, "sending": sending}
@@ -284,6 +313,7 @@ class ScanJobs:
     ) -> dict[str, Any]:
         """Segments the scan in a folder, by the model that answers now, to its end."""
         started = time.perf_counter()
+        self._idle_bytes = resident_bytes()
         predictor = self._predictor()
         with opened(_scan_in(folder)) as scan:
             predictor.admit(scan.grid)
@@ -304,8 +334,8 @@ class ScanJobs:
         return {
             "version": predictor.version,
             "files": list(made.files),
-            "windows": found.windows,
-            "windows_of_air": found.skipped,
+            "windows": found.num_windows,
+            "windows_of_air": found.num_skipped,
             "seconds": round(time.perf_counter() - started, 3),
         }
 
@@ -328,10 +358,15 @@ def check(settings: Settings) -> None:
     """Whether a service could start with these settings now.
 
     Raises:
-        ConfigError: the node's port is taken.
+        ConfigError: the node's port is taken, or the jobs' folder cannot be written to.
         ArtifactError: the jobs' database is damaged, or another process works on it.
     """
-    Jobs(settings.folder / "jobs").close()
+    try:
+        Jobs(settings.folder / "jobs").close()
+    except OSError as error:
+        raise ConfigError(
+            f"jobs cannot be kept in {settings.folder} ({error.strerror}); set VERTICALS_JOBS to a folder that can be written to"
+        ) from None
     if settings.node is not None:
         check_port(settings.node)
 

@@ -201,6 +201,11 @@ def coded(name: str) -> tuple[Code | None, Side | None]:
     return _known(" ".join(rest)), side
 
 
+def has_side(name: str) -> bool:
+    """Whether a name says left or right: Kidney_left, LeftParotid, Parotid_L, and not vertebrae_L1."""
+    return any(word in _SIDES for word in words(name))
+
+
 def words(name: str) -> list[str]:
     """Lower-case words: "RightParotid" -> right parotid, "vertebrae_L1" -> vertebra l1, "rib_left_4" -> rib left 4."""
     parts = re.findall(r"[CTLS]\d+|[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+", name)

@@ -19,8 +19,8 @@ from core.durable.files import remove, written
 from core.durable.jobs import Job, Jobs, UnknownJob
 from core.durable.worker import Worker
 from core.errors import ConfigError, Unavailable
-from verticals.medical.answer import FILES
 from verticals.medical.connect.receiver import Peer, Receiver, send
+from verticals.medical.formats import NAMES
 from verticals.medical.settings import NodeSettings
 
 RETRY_SECONDS = 30.0
@@ -48,11 +48,11 @@ class Outbox:
         """Takes a copy that is to be sent, once for each job; the id of the sending."""
         with self.jobs.upload() as folder:
             with written():
-                linked(segmentation, folder / FILES["seg"])
+                linked(segmentation, folder / NAMES["seg"])
             return self.jobs.submit({"job": scan_job}, key=scan_job, files=folder).id
 
     def _send(self, job: Job, tell: Callable[[float], None]) -> Mapping[str, Any]:
-        path = self.jobs.folder(job.id) / "input" / FILES["seg"]
+        path = self.jobs.folder(job.id) / "input" / NAMES["seg"]
         while True:
             try:
                 send([path], self._peer, ae_title=self._ae_title)

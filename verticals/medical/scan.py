@@ -42,16 +42,16 @@ def opened(path: Path, *, unpack_to: Path | None = None) -> Iterator[Scan]:
         DataError: no such file, a file of another kind, or the first fault of its headers.
     """
     if path.is_dir():
-        yield Scan(inspect_series(path).grid, True, lambda: read_series(path))
+        yield Scan(inspect_series(path), True, lambda: read_series(path))
         return
     start = _start(path)
     if start.startswith(_ZIP):
         kept = nullcontext(str(unpack_to)) if unpack_to else tempfile.TemporaryDirectory(prefix="series-")
         with kept as folder:
             files = extracted(path, Path(folder))
-            yield Scan(inspect_series(files).grid, True, lambda: read_series(files))
+            yield Scan(inspect_series(files), True, lambda: read_series(files))
     elif start[128:132] == b"DICM":
-        yield Scan(inspect_series([path]).grid, True, lambda: read_series([path]))
+        yield Scan(inspect_series([path]), True, lambda: read_series([path]))
     elif start.startswith(_GZIP) or start[:4] in (
         b"\x5c\x01\x00\x00",
         b"\x00\x00\x01\x5c",

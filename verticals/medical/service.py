@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import ExitStack, asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Annotated, Any, Literal
+from typing import IO, TYPE_CHECKING, Annotated, Any
 
 import bentoml
 from bentoml.exceptions import BentoMLException
@@ -21,6 +21,7 @@ from pydantic import BaseModel, BeforeValidator, Field
 from starlette.concurrency import iterate_in_threadpool
 from starlette.responses import StreamingResponse
 
+from core.durable.jobs import State
 from core.errors import CapacityError, ConfigError, VerticalsError
 from core.memory import memory_limit
 from core.serving.batcher import Overloaded
@@ -28,6 +29,7 @@ from core.serving.http import GuardedService
 from core.serving.loader import Loader, require
 from core.serving.problems import Told, of_code
 from core.serving.uploads import Upload
+from verticals.medical.formats import MEDIA, NAMES, Format, Wanted
 from verticals.medical.settings import from_environment
 
 if TYPE_CHECKING:
@@ -39,18 +41,6 @@ APPLICATION = "medical.ct"
 TIMEOUT_SECONDS = 1800
 """From the first byte of a request to the first of its answer: an upload over a slow line is in it."""
 CHUNK_BYTES = 2**18
-
-State = Literal["queued", "running", "done", "failed", "cancelled"]
-Format = Literal["nifti", "seg", "rtstruct", "preview"]
-Wanted = Literal["nifti", "seg", "rtstruct", "preview", "json", "zip"]
-MEDIA: dict[Wanted, str] = {
-    "nifti": "application/octet-stream",
-    "seg": "application/dicom",
-    "rtstruct": "application/dicom",
-    "preview": "image/png",
-    "json": "application/json",
-    "zip": "application/zip",
-}
 
 
 def _listed(given: Any) -> Any:
@@ -238,7 +228,8 @@ class Medical:
         from verticals.medical.ct import APPLICATION as ct
 
         session = SessionConfig(threads=self._settings.threads)
-        predictor: CtPredictor = build(ct, version.path, version.version, session=session)[1]
+        with self._jobs.turn:  # what it takes was promised to nobody
+            predictor: CtPredictor = build(ct, version.path, version.version, session=session)[1]
         return predictor
 
     def _warm(self, new: CtPredictor, old: CtPredictor | None) -> None:
@@ -246,10 +237,9 @@ class Medical:
 
         from verticals.medical.volume import Grid
 
-        with self._jobs.turn:  # it measures itself, with nothing beside it
-            new.warm()
         window = Grid(new.plan.patch_size, np.diag([*new.plan.spacing_mm, 1.0]))
-        needed, limit = new.estimate([window]).bytes, memory_limit()
+        with self._jobs.turn:  # it measures itself, with nothing beside it
+            needed, limit = new.estimate([window]).bytes, memory_limit()
         if needed > limit:
             raise ConfigError(
                 f"a scan of one window needs {needed / 1e9:.2f} GB of memory here, the process itself included; allowed are "
@@ -282,8 +272,6 @@ def _time(seconds: float) -> datetime:
 
 def _sent(wanted: Wanted, file: IO[bytes]) -> StreamingResponse:
     """An open file as an answer; closed when it is read."""
-    from verticals.medical.jobs import NAMES
-
     size = file.seek(0, 2)
     file.seek(0)
 

@@ -85,7 +85,7 @@ def _node() -> NodeSettings | None:
     return NodeSettings(
         ae_title=title,
         host=os.environ.get("VERTICALS_DICOM_HOST", "127.0.0.1"),
-        port=_whole("VERTICALS_DICOM_PORT", 11112),
+        port=_port("VERTICALS_DICOM_PORT", 11112),
         peers=_peers(os.environ.get("VERTICALS_DICOM_PEERS", "")),
         quiet_seconds=_positive("VERTICALS_DICOM_QUIET_SECONDS", 30),
         give_up_seconds=3600 * _positive("VERTICALS_DICOM_RETRY_HOURS", 12),
@@ -121,6 +121,12 @@ def _whole(name: str, default: int) -> int:
     if not given.isdecimal() or int(given) < 1:
         raise ConfigError(f"{name} is {given!r}; allowed is a whole number from 1 on")
     return int(given)
+
+
+def _port(name: str, default: int) -> int:
+    if (port := _whole(name, default)) > 65535:
+        raise ConfigError(f"{name} is {port}; allowed are 1 to 65535")
+    return port
 
 
 def _positive(name: str, default: float) -> float:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import mmap
 from collections.abc import Iterator, Sequence
-from functools import cache, reduce
+from functools import lru_cache, reduce
 from itertools import permutations, product
 from typing import Any, Literal, NamedTuple
 
@@ -106,7 +106,7 @@ class Windows:
         return most
 
 
-@cache
+@lru_cache(maxsize=16)
 def windows_of(shape: tuple[int, ...], window: tuple[int, ...], overlap: float) -> Windows:
     """The windows of volumes of a shape; finding their best order takes up to a second."""
     return Windows(shape, window, overlap)

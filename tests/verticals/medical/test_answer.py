@@ -13,11 +13,12 @@ from verticals.medical import answer as module
 from verticals.medical.answer import write_answer
 from verticals.medical.dicom.rtstruct_read import read_rtstruct
 from verticals.medical.dicom.seg_check import read_back
-from verticals.medical.dicom.series import Series
+from verticals.medical.dicom.series import Series, read_series
 from verticals.medical.dicom.source import GeometryError
+from verticals.medical.dicom.write import write_series
 from verticals.medical.labels import structures
 from verticals.medical.nifti import read_labels
-from verticals.medical.volume import Volume
+from verticals.medical.volume import Grid, Volume
 
 STRUCTURES = structures(LABELS, {"lens_left": "78076003"})
 MODEL = {"algorithm": "debug model", "version": "1.2"}
@@ -152,9 +153,28 @@ def test_a_segmentation_that_lies_elsewhere_is_refused(tmp_path, tilted, monkeyp
 
         return write_seg(Volume(mask.array[:, ::-1], mask.grid), sources, known, path, **options)
 
-    with pytest.raises(GeometryError, match="mm from that of the mask's"):
+    with pytest.raises(GeometryError, match="voxels from that of the mask's"):
         write_answer(series, mask, STRUCTURES, tmp_path / "answer", **MODEL)
     assert not list(tmp_path.iterdir())
+
+
+def test_thick_slices_that_creep_are_answered(tmp_path):
+    """Every step is within 1 %, and in the end slices lie more than half a pixel from an even stack: that is half a pixel across,
+    a tenth of the distance of slices along."""
+    affine = np.diag([0.43, 0.43, 5.0, 1.0])
+    scan = scan_on(Grid((24, 24, 40), affine))
+    write_series(scan, tmp_path / "series")
+    for path in sorted((tmp_path / "series").iterdir()):
+        dataset = pydicom.dcmread(path)
+        place = float(dataset.ImagePositionPatient[2])
+        dataset.ImagePositionPatient = [*dataset.ImagePositionPatient[:2], place + 0.04 * max(0.0, place / 5 - 20)]
+        dataset.save_as(path)
+    series = read_series(tmp_path / "series")
+    array = np.zeros(series.volume.grid.shape, np.uint8)
+    array[5:15, 5:15, 15:25] = 1
+    mask = Volume(array, series.volume.grid)
+    made = write_answer(series, mask, STRUCTURES, tmp_path / "answer", **MODEL)
+    assert {"seg.dcm", "rtstruct.dcm"} <= set(made.files)
 
 
 def test_a_full_disk(tmp_path, tilted, monkeypatch):

@@ -180,6 +180,7 @@ def test_metrics_count_answers_and_jobs(client: Client) -> None:
     [
         ({"VERTICALS_MEMORY_GB": "much"}, "VERTICALS_MEMORY_GB is 'much'; allowed is a number above 0"),
         ({"VERTICALS_DICOM_AE": "US"}, "VERTICALS_DICOM_PEERS names no node that may send"),
+        ({"VERTICALS_JOBS": "/proc/none"}, "jobs cannot be kept in /proc/none"),
     ],
 )
 def test_it_refuses_to_start_with_one_line(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -38,9 +39,11 @@ class Brightness:
         self.steps = 1
         self.seen: list[threading.Thread] = []
         self.limit = 10**9
+        self.held_bytes: int | None = None
         self.fails: Exception | None = None
 
-    def admit(self, grid: Grid, *, loaded: bool = False) -> Estimate:
+    def admit(self, grid: Grid, *, loaded: bool = False, held_bytes: int | None = None) -> Estimate:
+        self.held_bytes = held_bytes
         if (needed := 100 * grid.num_voxels) > self.limit:
             raise CapacityError(f"a volume needs {needed} bytes, allowed are {self.limit}")
         return Estimate(needed, 1.5)
@@ -113,6 +116,50 @@ def test_what_needs_more_memory_than_there_is_is_not_taken(opened: Callable[...,
     until(lambda: state(work, id) == "failed")
     assert work.standing(id).code == "too_large"
     until(lambda: files(work) == [])
+
+
+def test_a_scan_is_admitted_as_its_turn_will_find_the_process(
+    opened: Callable[..., ScanJobs], model: Brightness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    holds = [1000]
+    monkeypatch.setattr(jobs, "resident_bytes", lambda: holds[0])
+    work = opened()
+    submitted(work)
+    assert model.held_bytes == 1000
+    with work.turn:
+        holds[0] = 9000  # with what is computed, and gone when the next one begins
+        submitted(work)
+        assert model.held_bytes == 1000
+    holds[0] = 1200  # with another model
+    submitted(work)
+    assert model.held_bytes == 1200
+
+
+def test_an_answer_is_packed_where_there_is_room_for_it(
+    opened: Callable[..., ScanJobs], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work = opened()
+    id = submitted(work)
+    work.start()
+    until(lambda: state(work, id) == "done")
+    with work.answer(id, "zip") as file, zipfile.ZipFile(file) as packed:
+        assert set(packed.namelist()) == {"mask.nii.gz", "preview.png", "answer.json"}
+    monkeypatch.setattr(jobs, "LEAST_FREE_BYTES", 10**15)
+    with pytest.raises(Unavailable, match="GB free"):
+        work.answer(id, "zip")
+    monkeypatch.setattr(jobs, "LEAST_FREE_BYTES", 0)
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(zipfile.ZipFile, "write", full)
+        with pytest.raises(Unavailable, match="ENOSPC"):
+            work.answer(id, "zip")
+    for path in sorted((work.jobs.folder(id) / "output").rglob("*"), reverse=True):
+        path.unlink() if path.is_file() else path.rmdir()
+    with pytest.raises(UnknownJob):  # the keeper was faster
+        work.answer(id, "zip")
 
 
 def test_more_slices_than_the_limit_are_refused(
@@ -370,6 +417,7 @@ def test_settings_are_what_the_environment_says(monkeypatch: pytest.MonkeyPatch,
         ({**GOOD, "VERTICALS_DICOM_PEERS": "PACS@host:x"}, "allowed is TITLE@HOST:PORT"),
         ({**GOOD, "VERTICALS_DICOM_PEERS": "PACS@host:99999"}, "a port from 1 to 65535"),
         ({**GOOD, "VERTICALS_DICOM_PEERS": "PACS@host,PACS@host:1"}, "names a node twice"),
+        ({**GOOD, "VERTICALS_DICOM_PORT": "70000"}, "VERTICALS_DICOM_PORT is 70000; allowed are 1 to 65535"),
         ({**GOOD, "VERTICALS_DICOM_QUIET_SECONDS": "inf"}, "VERTICALS_DICOM_QUIET_SECONDS is 'inf'"),
     ],
 )

@@ -29,21 +29,8 @@ from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
 from core.errors import CapacityError, ConfigError, DataError, Unavailable
 from verticals.medical.connect import reason, silence
 from verticals.medical.connect.arrivals import Arrivals, Round, identity
-from verticals.medical.dicom.headers import FAULTS, quiet
+from verticals.medical.dicom.headers import ENCODINGS, FAULTS, quiet
 
-TRANSFER_SYNTAXES = (
-    ExplicitVRLittleEndian,
-    ImplicitVRLittleEndian,
-    "1.2.840.10008.1.2.2",  # explicit VR big endian
-    "1.2.840.10008.1.2.4.57",  # JPEG lossless
-    "1.2.840.10008.1.2.4.70",
-    "1.2.840.10008.1.2.4.80",  # JPEG-LS lossless and near
-    "1.2.840.10008.1.2.4.81",
-    "1.2.840.10008.1.2.4.90",  # JPEG 2000 lossless and lossy
-    "1.2.840.10008.1.2.4.91",
-    "1.2.840.10008.1.2.5",  # RLE
-)
-"""Encodings of pixels that `dicom.py` decodes."""
 SUCCESS, NOT_AUTHORIZED, OUT_OF_RESOURCES, MISMATCH, UNINTELLIGIBLE = 0x0000, 0x0124, 0xA700, 0xA900, 0xC000
 MOST_ASSOCIATIONS = 10
 NETWORK_SECONDS = 60.0
@@ -141,7 +128,7 @@ class Receiver:
         self._node.require_calling_aet = sorted({peer.ae_title for peer in peers})
         self._node.maximum_associations = MOST_ASSOCIATIONS
         self._node.network_timeout = self._node.dimse_timeout = NETWORK_SECONDS
-        self._node.add_supported_context(CTImageStorage, list(TRANSFER_SYNTAXES))
+        self._node.add_supported_context(CTImageStorage, list(ENCODINGS))
         self._node.add_supported_context(Verification)
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._loop, name="received series", daemon=True)
@@ -238,6 +225,8 @@ class Receiver:
             logger.warning("a series from %s has to wait: %s", one.sender, str(error))
             self._arrivals.postpone(one, self._retry_seconds)
         except Exception as error:  # the thread's edge: the next series has its turn
+            if self._stopping.is_set():  # what it needs is being closed: the next start takes the series up
+                return
             frame = traceback.extract_tb(error.__traceback__)[-1]
             kind = f"{type(error).__module__}.{type(error).__qualname__}"
             place = f"{frame.filename}:{frame.lineno}"

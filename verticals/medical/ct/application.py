@@ -12,7 +12,7 @@ import torch
 from core.contract import Application, Arrays, Estimate, Limits, Session
 from core.errors import DataError
 from core.training.log import progress
-from verticals.medical.answer import FILES, write_answer
+from verticals.medical.answer import write_answer
 from verticals.medical.connect.dicomweb import DicomWeb, choose_series
 from verticals.medical.ct.config import RECIPES, CtConfig
 from verticals.medical.ct.data import CtData
@@ -24,6 +24,7 @@ from verticals.medical.ct.predictor import CtPredictor
 from verticals.medical.ct.synthetic import SyntheticConfig, phantom, write_dataset
 from verticals.medical.ct.task import SegmentationTask
 from verticals.medical.dicom.write import write_series
+from verticals.medical.formats import NAMES
 from verticals.medical.scan import opened, volume_of
 from verticals.medical.volume import AIR_HU, Volume
 
@@ -77,9 +78,9 @@ def predict(predictor: CtPredictor, config: CtConfig, source: str, target: Path)
         "files": list(answer.files),
         "volumes_ml": volumes,
         "empty": list(answer.empty),
-        "windows": found.windows,
-        "windows_of_air": found.skipped,
-        "text": f"{target}: {listed}{empty}; {found.windows} windows, {found.skipped} of air,",
+        "windows": found.num_windows,
+        "windows_of_air": found.num_skipped,
+        "text": f"{target}: {listed}{empty}; {found.num_windows} windows, {found.num_skipped} of air,",
     }
 
 
@@ -92,7 +93,7 @@ def cost(predictor: CtPredictor, config: CtConfig, source: str) -> Estimate:
 def check(config: CtConfig, source: str) -> dict[str, Any]:
     """Reads a data set or a scan whole and says what is in it; raises DataError at the first fault."""
     if (Path(source) / "dataset.json").exists() or (Path(source) / "imagesTr").exists():
-        data = CtData(config.override([f"data.sources=['{source}']"]))
+        data = CtData(_reading(config, sources=(source,)))
         found: dict[str, Any] = data.fingerprint
         counts = ", ".join(f"{count} {side}" for side, count in found["cases"].items())
         counts += f", {found['unused']} labelled ones on no side" if found["unused"] else ""
@@ -145,7 +146,7 @@ class Pacs:
             DataError: the server refuses it.
             Unavailable: the server does not answer.
         """
-        paths = [path for path in (answer / FILES["seg"],) if path.exists()]
+        paths = [path for path in (answer / NAMES["seg"],) if path.exists()]
         with self._web as web:
             web.store(paths)
         return len(paths)
@@ -153,7 +154,11 @@ class Pacs:
 
 def samples(config: CtConfig, source: str) -> CtData:
     """The cases of another data set, those of all sides."""
-    return CtData(config.override([f"data.sources=['{source}']"]))
+    return CtData(_reading(config, sources=(source,), codes={}))  # its labels need not be the model's
+
+
+def _reading(config: CtConfig, **data: Any) -> CtConfig:
+    return config.model_copy(update={"data": config.data.model_copy(update=data)})
 
 
 def calibration(

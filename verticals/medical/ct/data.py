@@ -18,6 +18,7 @@ from verticals.medical.ct.dataset import Case, Dataset
 from verticals.medical.ct.loader import Batch, VolumeDataLoader
 from verticals.medical.ct.plan import Fingerprint, Plan, make_plan
 from verticals.medical.ct.synthetic import write_dataset
+from verticals.medical.labels import structures
 
 
 class CtData:
@@ -26,7 +27,8 @@ class CtData:
     def __init__(self, config: CtConfig) -> None:
         """
         Raises:
-            DataError: the first fault of the data set's layout.
+            DataError: the first fault of the data set's layout, or a label that no answer could hold.
+            ConfigError: a code for a label that is not there, or that is none.
             LeakError: a case on two sides of the split.
         """
         self.config = config
@@ -38,6 +40,7 @@ class CtData:
             folder = Path(made) / "synthetic"
             write_dataset(config.data.synthetic, folder)
             self.dataset = Dataset.open(folder)
+        structures(self.dataset.labels, config.data.codes)
 
     @property
     def fingerprint(self) -> dict[str, Any]:

@@ -18,11 +18,13 @@ import yaml
 from numpy.typing import NDArray
 
 from core.contract import Arrays
+from core.errors import DataError
 from core.evaluation.bootstrap import Figures
 from core.evaluation.cases import case_figures
 from core.evaluation.report import Record, Section, Table, Text, figures_table
 from verticals.medical.ct.data import CtData
 from verticals.medical.ct.predictor import CtPredictor
+from verticals.medical.sliding import label_dtype
 from verticals.medical.volume import Volume
 
 MOST_VOXELS = 2**22
@@ -111,21 +113,31 @@ class Evaluation:
 def evaluate(predictor: CtPredictor, data: CtData, split: str) -> Evaluation:
     """Figures of every scan of the split, read and answered one at a time.
 
+    Organs of another data set are found by their names: it may have more, or fewer, and number them otherwise.
+
     Raises:
-        DataError: no such split, or a damaged scan.
+        DataError: no such split, a damaged scan, or not one organ that the model knows.
     """
     organs = [structure.name for structure in predictor.structures]
     numbers = [structure.number for structure in predictor.structures]
+    own, theirs = predictor.plan.labels, data.dataset.labels
+    as_ours = np.zeros(len(theirs), label_dtype(len(own)))
+    as_ours[list(theirs.values())] = [own.get(name, 0) for name in theirs]
+    if not as_ours.any():
+        raise DataError(
+            f"the data set has the labels {', '.join(theirs)}, the model {', '.join(own)}: not one organ in common; name them alike"
+        )
     names: list[str] = []
     rows: list[dict[str, float]] = []
     masks, volumes, centroids = [], [], []
     for case in data.samples(split):
         scan, drawn = case.read()
+        drawn = Volume(as_ours[drawn.array], drawn.grid)
         (answer,) = predictor([scan])
         names.append(case.name)
         rows.append({})
         for organ, number in zip(organs, numbers, strict=True):
-            known = case.known[number]
+            known = organ in theirs and organ not in case.missing
             judged = compared(answer.mask, drawn, number) if known else dict.fromkeys(SCORES, float("nan"))
             rows[-1] |= {f"{score} {organ}": value for score, value in judged.items()}
         masks.append(_thinned(answer.mask.array))

@@ -9,7 +9,6 @@ follows from the masks of the training cases instead of from predictions of vali
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from math import prod
@@ -22,6 +21,7 @@ from pydantic import Field, model_validator
 from core.config import Config
 from core.errors import ConfigError, DataError
 from verticals.medical.ct.dataset import NUM_THREADS, Case
+from verticals.medical.labels import has_side
 from verticals.medical.pieces import largest_share
 from verticals.medical.volume import to_ras
 
@@ -39,7 +39,6 @@ WHOLE, OFTEN = 0.95, 0.95
 COARSER = 1.03
 """By how much voxels grow at a time where a patch would show too little."""
 _LOWEST_HU = -32768
-_SIDE = {"left", "right", "l", "r", "lt", "rt"}
 
 
 class Fingerprint(Config):
@@ -240,7 +239,7 @@ def make_plan(
     budget = 2 * patch_voxels if batch_voxels is None else batch_voxels
     most = round(MAX_SHARE * float(median.prod()) * len(shapes) / prod(size))
     batch_size = max(2, min(budget // prod(size), most))
-    sided = [name for name in fingerprint.labels if _has_side(name)]
+    sided = [name for name in fingerprint.labels if has_side(name)]
     why = {
         "spacing_mm": reason + coarser,
         "patch_size": f"at most {patch_voxels} voxels, shaped like the median case of "
@@ -367,9 +366,3 @@ def _patch(
         wanted[axis] -= whole[axis]
         size, strides = _pooled(wanted, spacing, max_levels)
     return size, strides
-
-
-def _has_side(name: str) -> bool:
-    """Whether a label's name says left or right: Kidney_left, LeftParotid, Parotid_L."""
-    words = re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+", name)
-    return any(word.lower() in _SIDE for word in words)

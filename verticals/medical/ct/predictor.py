@@ -40,8 +40,10 @@ SECONDS_PER_LABELLED = 3e-8
 """Of telling apart the pieces of one organ, a voxel of a box around them that is as large as the volume."""
 MAX_WINDOWS = 20_000
 """Of one volume: more are a matter of days, or of a wrong voxel spacing, and their order would take minutes to find."""
-SLAB_BYTES = 120 * SLAB_VOXELS
-"""What resampling holds beside its input and output: coordinates, corners and weights of one slab."""
+SLAB_BYTES = 120
+"""What resampling holds beside its input and output for each voxel of a slab: coordinates, corners, weights, candidates."""
+ANSWER_BYTES = 4
+"""Of each voxel: what writing and reading back an answer holds beside scan and mask."""
 
 WINDOW_BYTES = 28
 """Of each voxel of a window, beside image and logits: weights, clipped and scaled values, the largest class and its value."""
@@ -54,8 +56,8 @@ class Segmentation(NamedTuple):
 
     mask: Volume
     """Labels on the volume's own grid."""
-    windows: int
-    skipped: int
+    num_windows: int
+    num_skipped: int
     """Windows of air that the network did not see."""
     seconds: float
 
@@ -121,13 +123,16 @@ class CtPredictor:
             peak, seconds = max(peak, cost.bytes), seconds + cost.seconds
         return Estimate(peak, seconds)
 
-    def admit(self, grid: Grid, *, loaded: bool = False) -> Estimate:
+    def admit(self, grid: Grid, *, loaded: bool = False, held_bytes: int | None = None) -> Estimate:
         """The estimate of one volume.
+
+        Args:
+            held_bytes: what the process will hold beside it; None takes what it holds now.
 
         Raises:
             CapacityError: it is over the limit, of memory or of windows.
         """
-        promised = self._cost(grid, loaded=loaded)
+        promised = self._cost(grid, loaded=loaded, held_bytes=held_bytes)
         limit = memory_limit() if self._limit is None else self._limit
         if promised.bytes > limit:
             size = " x ".join(map(str, grid.shape))
@@ -155,10 +160,11 @@ class CtPredictor:
         Blend(windows_of(self._patch, self._patch, 0.0), num_classes=self._num_classes).add(logits[0])
         return _Cost(max(watch.bytes - before, logits.nbytes), seconds + 2 * (time.perf_counter() - started))
 
-    def _cost(self, grid: Grid, *, loaded: bool) -> Estimate:
+    def _cost(self, grid: Grid, *, loaded: bool, held_bytes: int | None = None) -> Estimate:
         window = self._window_cost
         net = network_grid(grid, self.plan.spacing_mm)
-        is_resampled = not net.same_as(grid.turned(to_ras(grid)))
+        turned_grid = grid.turned(to_ras(grid))
+        is_resampled = not net.same_as(turned_grid)
         windows = self._windows(net.shape)
         carried = carry_bytes(windows, num_classes=self._num_classes, carry=self.config.predict.carry)
         given, label = grid.num_voxels, np.dtype(label_dtype(self._num_classes)).itemsize
@@ -167,10 +173,13 @@ class CtPredictor:
         whole = int(np.prod(windows.shape))
         padded = 2 * whole if windows.shape != net.shape else 0
         blending = padded + label * whole + carried + window.bytes + WINDOW_BYTES * int(np.prod(self._patch))
-        resampling = SLAB_BYTES if is_resampled else 0
-        telling = (padded + label * whole + PIECES_BYTES * net.num_voxels) if self._one_piece else 0
-        returning = 2 * label * net.num_voxels + label * given + resampling
-        peak = resident_bytes() + SPARE_BYTES + scan + max(turned + max(blending, resampling, telling), returning)
+        plane = max(one.shape[0] * one.shape[1] for one in (net, turned_grid))
+        resampling = SLAB_BYTES * max(SLAB_VOXELS, plane) if is_resampled else 0
+        telling = (label * whole + PIECES_BYTES * net.num_voxels) if self._one_piece else 0
+        returning = max(label * whole + label * given + resampling, 2 * label * given)
+        steps = (turned + max(blending, resampling), telling, returning, label * given + ANSWER_BYTES * given)
+        held = resident_bytes() if held_bytes is None else held_bytes
+        peak = held + SPARE_BYTES + scan + max(steps)
         seconds = len(windows.tiles) * window.seconds + SECONDS_PER_VOXEL * (given + net.num_voxels)
         seconds += SECONDS_PER_LABELLED * len(self._one_piece) * net.num_voxels
         return Estimate(peak, seconds)
@@ -181,14 +190,14 @@ class CtPredictor:
         scan = volume.turned(axes)
         net = network_grid(volume.grid, self.plan.spacing_mm)
         is_resampled = not net.same_as(scan.grid)
-        array = resampled(scan, net).array if is_resampled else scan.array
-        labels, windows, skipped = self._blended(array, progress)
+        labels, num_windows, num_skipped = self._blended(
+            resampled(scan, net).array if is_resampled else scan.array, progress
+        )
         keep_largest(labels, self._one_piece)
-        mask = Volume(labels, net)
         if is_resampled:
-            mask = resampled_labels(mask, scan.grid)
-        own = np.ascontiguousarray(axes.back(mask.array))
-        return Segmentation(Volume(own, volume.grid), windows, skipped, time.perf_counter() - started)
+            labels = resampled_labels(Volume(labels, net), scan.grid).array
+        own = np.ascontiguousarray(axes.back(labels))
+        return Segmentation(Volume(own, volume.grid), num_windows, num_skipped, time.perf_counter() - started)
 
     def _blended(self, array: NDArray[np.int16], progress: Callable[[float], None]) -> tuple[NDArray[Any], int, int]:
         """Labels of an array of HU on the network's grid, the number of windows, and how many were air."""

@@ -34,7 +34,8 @@ def arranged(slices: Sequence[Slice]) -> tuple[list[Slice], Grid]:
     """Slices sorted along their normal, and the grid whose index is (column, row, slice).
 
     Raises:
-        DataError: more than one series, slices that differ or repeat, a step that is not even, too many of them.
+        DataError: more than one series, slices that differ or repeat, a step that is not even, too many of them, a slice
+            that lies half a voxel or more from its place on the grid.
     """
     _check_one_series(slices)
     if len(slices) > MAX_SLICES:
@@ -56,7 +57,24 @@ def arranged(slices: Sequence[Slice]) -> tuple[list[Slice], Grid]:
     affine[:3, 1] = _LPS_TO_RAS @ first.down * first.spacing_mm[1]
     affine[:3, 2] = _LPS_TO_RAS @ step
     affine[:3, 3] = _LPS_TO_RAS @ slices[0].position_mm
-    return slices, Grid((*first.shape, len(slices)), affine)
+    grid = Grid((*first.shape, len(slices)), affine)
+    _check_places(slices, grid)
+    return slices, grid
+
+
+def _check_places(slices: Sequence[Slice], grid: Grid) -> None:
+    """Raises DataError for a slice whose corners are off the grid's: directions that differ a little do, far from the first pixel."""
+    columns, rows = (length - 1 for length in grid.shape[:2])
+    corners = np.array([(0, 0), (columns, 0), (0, rows), (columns, rows)])
+    for k, piece in enumerate(slices):
+        steps = np.stack([piece.across * piece.spacing_mm[0], piece.down * piece.spacing_mm[1]])
+        found = grid.index((corners @ steps + piece.position_mm) @ _LPS_TO_RAS)
+        off = float(np.abs(found - np.column_stack([corners, np.full(4, k)])).max())
+        if off >= 0.5:
+            raise DataError(
+                f"{piece.name} is turned against the others: a corner lies {off:.2g} voxels from where an even stack has it; "
+                "allowed is less than half: give the files of one stack, or resample it"
+            )
 
 
 def _check_one_series(slices: Sequence[Slice]) -> None:

@@ -57,7 +57,7 @@ _ENHANCED = ("1.2.840.10008.5.1.4.1.1.2.1", "1.2.840.10008.5.1.4.1.1.2.2")
 _DIRECTORY = "1.2.840.10008.1.3.10"
 _WITHOUT_IMAGE = ("RTSTRUCT", "RTPLAN", "RTRECORD", "SR", "PR", "KO", "REG", "FID", "DOC", "PLAN")
 """Modalities of objects that stand beside a series and hold no image."""
-_NATIVE = ("1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2")
+_NATIVE = ("1.2.840.10008.1.2.1", "1.2.840.10008.1.2", "1.2.840.10008.1.2.2")
 _DEFLATED = "1.2.840.10008.1.2.1.99"
 PYTHON_PLUGIN = "pydicom"
 """The decoder that is no compiled library: whatever it is given, it ends in an exception at worst."""
@@ -75,6 +75,14 @@ _PLUGINS = {
     "1.2.840.10008.1.2.4.203": ("pylibjpeg",),
 }
 """pydicom's decoders by transfer syntax, best first. Those under a GPL are left out, which costs 12-bit JPEG."""
+ENCODINGS = (*_NATIVE, *_PLUGINS)
+"""Transfer syntaxes whose pixels are read, the best first."""
+_TERMS = (
+    f" {' '.join(_WITHOUT_IMAGE)} CR CT DX MG MR NM OPT OT PT PX RF RTDOSE RTIMAGE SC SEG US XA XC MONOCHROME1 RGB "
+    "PALETTE COLOR YBR_FULL YBR_FULL_422 YBR_ICT YBR_RCT OD MGML Z_EFF ED EDW HU_MOD PCT "
+    "POINT OPEN_PLANAR OPEN_NONPLANAR CLOSED_PLANAR CLOSEDPLANAR_XOR "
+)
+"""Of DICOM, which messages may repeat; other text in their place may be anything."""
 _REQUIRED = (
     "SOPInstanceUID",
     "StudyInstanceUID",
@@ -233,7 +241,7 @@ def _check_kind(header: pydicom.Dataset) -> None:
     """Raises DataError unless this is a single-frame CT image in grey values."""
     kind, modality = str(header.get("SOPClassUID", "")), header.get("Modality")
     if modality and modality != "CT":
-        raise DataError(f"modality {str(modality)[:16]!r}; allowed is CT: leave only the CT series in the folder")
+        raise DataError(f"modality {term(modality)}; allowed is CT: leave only the CT series in the folder")
     if kind in _ENHANCED or _count(header.get("NumberOfFrames")) > 1:
         raise DataError(
             "is a multi-frame (enhanced) CT image; allowed is CT Image Storage with one file a slice: convert the series"
@@ -249,12 +257,15 @@ def _check_kind(header: pydicom.Dataset) -> None:
     if (samples := _count(header.SamplesPerPixel)) != 1:
         raise DataError(f"has {samples} samples per pixel (colour); a CT slice has 1")
     if header.PhotometricInterpretation != "MONOCHROME2":
-        raise DataError(
-            f"photometric interpretation {str(header.PhotometricInterpretation)[:16]!r}; allowed is MONOCHROME2"
-        )
+        raise DataError(f"photometric interpretation {term(header.PhotometricInterpretation)}; allowed is MONOCHROME2")
     unit = str(header.get("RescaleType") or "HU")
     if unit not in ("HU", "US"):  # scanners write US, unspecified, for Hounsfield units too
-        raise DataError(f"its values are {unit[:16]!r} (RescaleType); allowed are Hounsfield units, HU")
+        raise DataError(f"its values are {term(unit)} (RescaleType); allowed are Hounsfield units, HU")
+
+
+def term(value: Any) -> str:
+    """A value of a header for a message: what is no term of DICOM may hold a name, and is not repeated."""
+    return repr(str(value)) if f" {value} " in _TERMS else "no term of DICOM"
 
 
 def _slice(path: Path, name: str, header: pydicom.Dataset) -> Slice:

@@ -114,7 +114,9 @@ def _rois(path: Path, sources: Sequence[Dataset], names: Sequence[str] | None) -
         if not kinds - {"POINT"} and (kinds or names is None):
             continue
         if strange := sorted(kinds - set(_CLOSED)):
-            raise DataError(f"{label} has contours of the type {strange[0][:16]}; allowed are {' and '.join(_CLOSED)}")
+            raise DataError(
+                f"{label} has contours of the type {headers.term(strange[0])}; allowed are {' and '.join(_CLOSED)}"
+            )
         if called.count(name) > 1:
             raise DataError(f"{label} has a name that another one has too; rename one of them")
         if frame and str(item.get("ReferencedFrameOfReferenceUID") or frame) != frame:

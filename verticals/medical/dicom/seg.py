@@ -28,6 +28,7 @@ from verticals.medical.labels import ANATOMY, SIDES, Structure
 from verticals.medical.volume import Volume
 
 SERIES_NUMBER = 9001
+Kind = Literal["BINARY", "LABELMAP"]
 _MAX_BYTES = 2**32 - 2
 """Of one element of a DICOM file."""
 PIXEL_DATA = b"\xe0\x7f\x10\x00"
@@ -41,7 +42,7 @@ def write_seg(
     *,
     algorithm: str,
     version: str,
-    kind: Literal["BINARY", "LABELMAP"] = "BINARY",
+    kind: Kind | None = None,
 ) -> tuple[Structure, ...] | None:
     """The structures that the mask does not hold: they have no segment. None where it holds nothing at all: DICOM has no
     empty segmentation, so no file is written.
@@ -53,12 +54,13 @@ def write_seg(
         sources: the headers of its slices, `sources[k]` for slice k.
         algorithm: name of the model.
         version: the model's.
-        kind: LABELMAP is smaller and newer: few viewers read it yet.
+        kind: LABELMAP is smaller and newer: few viewers read it yet, so that None takes it only for what does not fit
+            into a file otherwise.
 
     Raises:
         DataError: a label that no structure has, or a header that DICOM does not allow.
         GeometryError: the mask is not on the series' grid.
-        CapacityError: more frames than a DICOM file holds.
+        CapacityError: more pixels than a DICOM file holds.
     """
     structures = sorted(structures, key=lambda structure: structure.number)
     source.aligned(mask, sources)
@@ -69,14 +71,16 @@ def write_seg(
         return None
     kept = [structures[at] for at in present]
     occupied = counts[:, present] > 0
-    num_frames = int(occupied.sum() if kind == "BINARY" else occupied.any(1).sum())
     pixels = mask.array.shape[0] * mask.array.shape[1]
-    wide = kind == "LABELMAP" and len(kept) > 255
-    size = -(-num_frames * pixels // 8) if kind == "BINARY" else num_frames * pixels * (2 if wide else 1)
+    sizes: dict[Kind, int] = {
+        "BINARY": -(-int(occupied.sum()) * pixels // 8),
+        "LABELMAP": int(occupied.any(1).sum()) * pixels * (2 if len(kept) > 255 else 1),
+    }
+    kind = kind or ("BINARY" if sizes["BINARY"] <= _MAX_BYTES else "LABELMAP")
+    size, wide = sizes[kind], kind == "LABELMAP" and len(kept) > 255
     if size > _MAX_BYTES:
         raise CapacityError(
-            f"{num_frames} frames of {pixels} pixels exceed the 4 GiB of a DICOM file; "
-            + ("ask for the kind LABELMAP" if kind == "BINARY" else "split the series")
+            f"{len(kept)} structures in {len(sources)} slices of {pixels:,} pixels exceed the 4 GiB of a DICOM file; split the series"
         )
     segmentation = _described(occupied, sources, kept, kind=kind, algorithm=algorithm, version=version)
     rows, columns = mask.array.shape[1], mask.array.shape[0]

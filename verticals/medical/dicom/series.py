@@ -37,26 +37,6 @@ class Series:
     """Header of each slice, without pixels; private elements are left out."""
 
 
-@dataclass(frozen=True, eq=False)
-class SeriesInfo:
-    """What the headers say: enough to promise a cost."""
-
-    grid: Grid
-    tilt_degrees: float
-    """Between the slices' normal and the line through their first pixels; 0 unless the gantry was tilted."""
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """Columns, rows, slices."""
-        return self.grid.shape
-
-    @property
-    def spacing_mm(self) -> tuple[float, float, float]:
-        """Between columns, rows and slices, the last along the line through them."""
-        between = self.grid.spacing_mm
-        return float(between[0]), float(between[1]), float(between[2])
-
-
 def read_series(source: Path | Sequence[Path]) -> Series:
     """The series in a folder, searched with its subfolders, or of the given files; memory is that of the volume.
 
@@ -71,17 +51,14 @@ def read_series(source: Path | Sequence[Path]) -> Series:
     return Series(Volume(array, grid), [piece.header for piece in slices])
 
 
-def inspect_series(source: Path | Sequence[Path]) -> SeriesInfo:
-    """Shape and place of a series from its headers alone, with all of their checks.
+def inspect_series(source: Path | Sequence[Path]) -> Grid:
+    """Shape and place of a series (columns, rows, slices) from its headers alone, with all of their checks: enough to
+    promise a cost.
 
     Raises:
         DataError: as `read_series`, but for pixels.
     """
-    _, grid = _checked(source)
-    normal = np.cross(grid.directions[:, 0], grid.directions[:, 1])
-    along = float(grid.directions[:, 2] @ normal)
-    aside = float(np.linalg.norm(grid.directions[:, 2] - along * normal))
-    return SeriesInfo(grid, float(np.degrees(np.arctan2(aside, abs(along)))))
+    return _checked(source)[1]
 
 
 def is_left_behind(name: PurePath) -> bool:

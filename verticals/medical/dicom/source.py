@@ -112,10 +112,10 @@ def aligned(mask: Volume, sources: Sequence[Dataset]) -> list[Plane]:
     columns, rows = (length - 1 for length in mask.grid.shape[:2])
     corners = np.array([(0, 0), (columns, 0), (0, rows), (columns, rows)])
     for k, plane in enumerate(found):
-        expected = mask.grid.world(np.column_stack([corners, np.full(4, k)])) * LPS
-        if (off := float(np.abs(plane.lps(corners) - expected).max())) >= mask.grid.spacing_mm.min() / 2:
+        index = mask.grid.index(plane.lps(corners) * LPS)
+        if (off := float(np.abs(index - np.column_stack([corners, np.full(4, k)])).max())) >= 0.5:
             raise GeometryError(
-                f"slice {k + 1} of {len(sources)} lies {off:.3g} mm from where the mask has it; allowed is half a voxel"
+                f"slice {k + 1} of {len(sources)} lies {off:.3g} voxels from where the mask has it; allowed is less than half of one"
             )
     return found
 
@@ -129,9 +129,7 @@ def voxels_per_slice(mask: Volume, structures: Sequence[Structure]) -> NDArray[n
     if mask.array.dtype.name not in ("uint8", "uint16"):
         raise DataError(f"the mask is of type {mask.array.dtype.name}; allowed are uint8 and uint16")
     numbers = np.array([structure.number for structure in structures])
-    length = (
-        max(int(numbers.max()), int(np.iinfo(mask.array.dtype).max if mask.array.dtype.itemsize == 1 else 65535)) + 1
-    )
+    length = max(int(numbers.max()), int(np.iinfo(mask.array.dtype).max)) + 1
     counts = np.empty((mask.array.shape[2], len(numbers)), np.int64)
     for k in range(mask.array.shape[2]):
         found = np.bincount(mask.array[:, :, k].ravel(order="K"), minlength=length)

@@ -18,8 +18,8 @@ from pynetdicom.sop_class import Verification
 from core.errors import ConfigError, DataError, Unavailable
 from tests.servers import free_port
 from tests.verticals.medical.connect.conftest import NUM_SLICES, Archive, Log, Study, says_nothing_of
-from verticals.medical.connect.receiver import TRANSFER_SYNTAXES, Peer, Receiver, send
-from verticals.medical.dicom.headers import decoding_plugin
+from verticals.medical.connect.receiver import Peer, Receiver, send
+from verticals.medical.dicom.headers import ENCODINGS, decoding_plugin
 from verticals.medical.dicom.series import read_series
 
 US = "VERTICALS"
@@ -161,7 +161,7 @@ def test_files_are_as_they_were_sent(receive: Callable[..., Receiver], study: St
 
 
 def test_encodings_that_are_taken_are_decoded() -> None:
-    for syntax in TRANSFER_SYNTAXES:
+    for syntax in ENCODINGS:
         decoding_plugin(str(syntax))
 
 
@@ -298,6 +298,28 @@ def test_a_stop_waits_for_on_series(receive: Callable[..., Receiver], study: Stu
     assert reached.wait(10)
     receiver.stop()
     assert ended.is_set()
+
+
+def test_a_series_that_a_stop_interrupts_is_taken_up_at_the_next_start(
+    receive: Callable[..., Receiver], study: Study, taken: Taken
+) -> None:
+    reached, go = threading.Event(), threading.Event()
+
+    def closed(folder: Path, peer: Peer) -> None:
+        reached.set()
+        go.wait(10)
+        raise ValueError("the database is closed")
+
+    receiver = receive(on_series=closed)
+    send(study.paths[:2], us(receiver), ae_title=PACS.ae_title)
+    assert reached.wait(10)
+    stop = threading.Thread(target=receiver.stop)
+    stop.start()
+    until(receiver._stopping.is_set)
+    go.set()
+    stop.join()
+    receive()
+    taken.wait(2)
 
 
 def test_settings_that_are_not_allowed(tmp_path: Path, taken: Taken) -> None:

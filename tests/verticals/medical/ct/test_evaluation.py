@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from monai.metrics.meandice import compute_dice
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from core.errors import DataError
 from verticals.medical.ct.data import CtData
 from verticals.medical.ct.dataset import Case
 from verticals.medical.ct.evaluation import MOST_VOXELS, TOLERANCE_MM, Evaluation, _thinned, compared, evaluate
@@ -20,6 +22,7 @@ from verticals.medical.labels import structures
 from verticals.medical.volume import Grid, Volume
 
 SPACING = (2.0, 1.5, 3.0)
+ORGANS = {"background": 0, "Liver": 1, "Spleen": 2}
 GRID = Grid((24, 26, 20), np.diag([*SPACING, 1.0]))
 
 
@@ -93,7 +96,8 @@ def test_what_nobody_has_does_not_exist_and_what_one_has_is_worst() -> None:
 class Answers:
     """A predictor that answers with masks that were laid down."""
 
-    structures = structures({"background": 0, "Liver": 1, "Spleen": 2})
+    structures = structures(ORGANS)
+    plan = SimpleNamespace(labels=ORGANS)
 
     def __init__(self, masks: list[Volume]) -> None:
         self.masks = iter(masks)
@@ -107,15 +111,15 @@ class Drawn:
 
     def __init__(self, name: str, mask: Volume, *, missing: tuple[str, ...] = ()) -> None:
         self.case = Case(name, None, None, ("background", "Liver", "Spleen"), missing)  # type: ignore[arg-type]
-        self.name, self.known, self.mask = name, self.case.known, mask
+        self.name, self.missing, self.mask = name, missing, mask
 
     def read(self) -> tuple[Volume, Volume]:
         return Volume(np.zeros(GRID.shape, np.int16), GRID), self.mask
 
 
 class Cases:
-    def __init__(self, *cases: Drawn) -> None:
-        self.cases = cases
+    def __init__(self, *cases: Drawn, labels: dict[str, int] = ORGANS) -> None:
+        self.cases, self.dataset = cases, SimpleNamespace(labels=labels)
 
     def samples(self, split: str) -> tuple[Drawn, ...]:
         assert split == "test"
@@ -155,6 +159,23 @@ def test_means_leave_out_what_does_not_exist() -> None:
     assert figures["dice Spleen"]["value"] == 1.0
     assert next(iter(scores)) == "dice"
     assert evaluation.record()["cases"]["dice Spleen"] == [1.0, None, None]
+
+
+def test_organs_of_another_data_set_are_found_by_name() -> None:
+    liver, spleen = PAIRS[1][0], ball((38, 30, 45), 7)
+    mask = both(liver, spleen)
+    numbers = np.array([0, 3, 1], np.uint8)
+    drawn = Volume(numbers[mask.array], GRID)
+    data: CtData = Cases(Drawn("a", drawn), labels={"background": 0, "Spleen": 1, "Aorta": 2, "Liver": 3})  # type: ignore[assignment]
+    scores = evaluate(Answers([mask]), data, "test").scores  # type: ignore[arg-type]
+    assert (scores["dice Liver"], scores["dice Spleen"]) == ([1.0], [1.0])
+    data = Cases(Drawn("a", both(liver)), labels={"background": 0, "Liver": 1})  # type: ignore[assignment]
+    scores = evaluate(Answers([mask]), data, "test").scores  # type: ignore[arg-type]
+    assert scores["dice Liver"] == scores["dice"] == [1.0]
+    assert np.isnan(scores["dice Spleen"]).all()  # nobody drew it there
+    data = Cases(Drawn("a", both(liver)), labels={"background": 0, "Lung": 1})  # type: ignore[assignment]
+    with pytest.raises(DataError, match="labels background, Lung, the model background, Liver, Spleen: not one organ"):
+        evaluate(Answers([mask]), data, "test")  # type: ignore[arg-type]
 
 
 def test_answers_hold_places_volumes_and_every_voxel() -> None:

@@ -186,6 +186,7 @@ def test_any_plan_keeps_to_its_budget_and_divides(
         (("kidney_left",), True),
         (("Parotid_L",), True),
         (("KidneyR",), True),
+        (("vertebrae_L1", "vertebrae_T12"), False),
         (("Cleft", "Bright", "Colorectal", "LAD"), False),
         (("Liver", "Spleen"), False),
     ],

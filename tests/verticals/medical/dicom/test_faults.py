@@ -140,6 +140,15 @@ def test_a_spacing_that_creeps_is_refused(tmp_path: Path) -> None:
     refused(tmp_path, "changes along the scan", "101")
 
 
+def test_a_slice_that_is_turned_a_little_is_refused_where_that_is_half_a_voxel(folder: Path, tmp_path: Path) -> None:
+    turned = setting(ImageOrientationPatient=[-1, -0.0009, 0, 0.0009, -1, 0])
+    edited(folder, turned, only=2)
+    assert read_series(folder).volume.grid.shape == (7, 5, 6)
+    write_series(noise(placed((3, 700, 4))), tmp_path / "large")
+    edited(tmp_path / "large", turned, only=2)
+    refused(tmp_path / "large", "is turned against the others", "voxels from where", "less than half")
+
+
 def test_a_slice_moved_sideways_is_refused(folder: Path) -> None:
     edited(folder, lambda dataset, _: moved(dataset, 4.0, axis=0), only=2)
     refused(folder, "not on one line", "4.00 mm sideways")
@@ -184,7 +193,10 @@ def test_two_series_in_one_folder(folder: Path) -> None:
         ({"StudyInstanceUID": "1.2.3"}, ["2 studies"]),
         ({"PatientID": "Klara-2"}, ["2 patient IDs"]),
         ({"Modality": "MR"}, ["file 3 of 6", "'MR'", "allowed is CT"]),
+        ({"Modality": "Klara^W"}, ["file 3 of 6", "modality no term of DICOM", "allowed is CT"]),
         ({"PhotometricInterpretation": "MONOCHROME1"}, ["MONOCHROME1", "MONOCHROME2"]),
+        ({"PhotometricInterpretation": "KLARA W"}, ["no term of DICOM", "MONOCHROME2"]),
+        ({"RescaleType": "Wodehouse^Klara"}, ["no term of DICOM", "Hounsfield"]),
         ({"SamplesPerPixel": 3}, ["3 samples per pixel"]),
         ({"NumberOfFrames": 20}, ["multi-frame"]),
         ({"SOPClassUID": "1.2.840.10008.5.1.4.1.1.2.1"}, ["multi-frame (enhanced)"]),

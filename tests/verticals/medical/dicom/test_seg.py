@@ -228,7 +228,7 @@ def test_a_mask_of_another_series(tmp_path, axial):
             path,
             **MODEL,
         )
-    with pytest.raises(GeometryError, match="mm from where the mask has it"):
+    with pytest.raises(GeometryError, match="voxels from where the mask has it"):
         write_seg(mask, series.sources[::-1], STRUCTURES, path, **MODEL)
     with pytest.raises(DataError, match="label 3, which no structure has"):
         write_seg(mask, series.sources, structures({"a": 1, "b": 2}), path, **MODEL)
@@ -237,9 +237,19 @@ def test_a_mask_of_another_series(tmp_path, axial):
 
 def test_more_frames_than_a_file_holds(tmp_path, axial, monkeypatch):
     series, mask = axial
+    write_seg(mask, series.sources, STRUCTURES, tmp_path / "seg.dcm", **MODEL)
+    assert pydicom.dcmread(tmp_path / "seg.dcm").SegmentationType == "BINARY"
+    pixels, held = mask.array.shape[0] * mask.array.shape[1], (mask.array > 0).any((0, 1)).sum()
+    monkeypatch.setattr(seg, "_MAX_BYTES", pixels * held)
+    many = structures({"background": 0} | {f"part {k}": k for k in range(1, 31)})
+    random = np.random.default_rng(0).integers(1, 31, mask.array.shape).astype(np.uint8)
+    scattered = Volume(np.where(mask.array > 0, random, 0).astype(np.uint8), mask.grid)
+    write_seg(scattered, series.sources, many, tmp_path / "many.dcm", **MODEL)  # the kind that is smaller then
+    assert pydicom.dcmread(tmp_path / "many.dcm").SegmentationType == "LABELMAP"
+    verify(tmp_path / "many.dcm", scattered, many)
     monkeypatch.setattr(seg, "_MAX_BYTES", 1000)
-    with pytest.raises(CapacityError, match="ask for the kind LABELMAP"):
-        write_seg(mask, series.sources, STRUCTURES, tmp_path / "seg.dcm", **MODEL)
+    with pytest.raises(CapacityError, match="exceed the 4 GiB of a DICOM file; split the series"):
+        write_seg(mask, series.sources, STRUCTURES, tmp_path / "no.dcm", **MODEL)
 
 
 def test_a_failure_while_writing_leaves_no_file(tmp_path, axial, monkeypatch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import logging
 import os
 import tempfile
@@ -18,7 +19,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from pydicom.encaps import encapsulate
 from pydicom.uid import (
+    HTJ2KLossless,
     JPEG2000Lossless,
     JPEGLSLossless,
     RLELossless,
@@ -106,19 +109,19 @@ def test_sources_are_the_headers_of_the_slices_in_order(tmp_path: Path) -> None:
 def test_inspection_gives_the_grid_and_reads_no_pixels(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     series = read_series(folder)
     monkeypatch.setattr(series_module, "hounsfield", None)
-    info = inspect_series(folder)
-    assert info.grid.same_as(series.volume.grid, tolerance_mm=0)
-    assert info.shape == (7, 5, 6)
-    np.testing.assert_allclose(info.spacing_mm, (0.8, 0.9, 2.5))
-    assert info.tilt_degrees == 0
+    grid = inspect_series(folder)
+    assert grid.same_as(series.volume.grid, tolerance_mm=0)
+    assert grid.shape == (7, 5, 6)
+    np.testing.assert_allclose(grid.spacing_mm, (0.8, 0.9, 2.5))
 
 
 @pytest.mark.parametrize("tilt", [-22.5, 0.5, 30])
 def test_a_tilted_gantry_shears_the_grid(tilt: float, tmp_path: Path) -> None:
     write_series(noise(placed(tilt=tilt)), tmp_path)
-    info = inspect_series(tmp_path)
-    assert info.tilt_degrees == pytest.approx(abs(tilt))
-    assert not info.grid.is_orthogonal
+    grid = inspect_series(tmp_path)
+    normal = np.cross(grid.directions[:, 0], grid.directions[:, 1])
+    assert np.degrees(np.arccos(abs(grid.directions[:, 2] @ normal))) == pytest.approx(abs(tilt))
+    assert not grid.is_orthogonal
 
 
 def test_slices_whose_rescale_differs(tmp_path: Path) -> None:
@@ -184,6 +187,27 @@ def test_compressed_pixels_are_the_same(syntax: str, signed: bool, tmp_path: Pat
     else:
         edited(tmp_path, lambda dataset, _: recompressed(dataset, syntax))
     assert at_same_places(volume, read_series(tmp_path).volume)
+
+
+HIGH_THROUGHPUT = (
+    "/0//UQApQAAAAAAGAAAABQAAAAAAAAAAAAAABgAAAAUAAAAAAAAAAAABjwEB/1AACAACAAAACv9SAAwAAgABAAUEBEAB/1wAEyCIkJCQkJCQkJCQkJCQiIiI/2QA"
+    "FwABT3BlbkpQSCBWZXIgMC4yNi4zLv+QAAoAAAAAAEIAAf+TwAAmpv4CB3QAAADAABLAABMANgIHdAAu8gOHdADAABMA9/4Ay3QAwAAqQMBA4IEP4Qt2AP/Z"
+)
+"""A frame of 5 x 6 pixels, 97 apart from -1024 on, as the OpenJPH library writes it."""
+
+
+def test_a_frame_of_high_throughput_jpeg_2000(tmp_path: Path) -> None:
+    write_series(noise(placed((6, 5, 3))), tmp_path, intercept=0)
+
+    def replaced(dataset: pydicom.Dataset, _: int) -> None:
+        dataset.PixelData = encapsulate([base64.b64decode(HIGH_THROUGHPUT)])
+        dataset["PixelData"].is_undefined_length = True
+        dataset.file_meta.TransferSyntaxUID = HTJ2KLossless
+
+    edited(tmp_path, replaced)
+    array = read_series(tmp_path).volume.array
+    for k in range(3):
+        np.testing.assert_array_equal(array[:, :, k].T, np.arange(30).reshape(5, 6) * 97 - 1024)
 
 
 def test_files_that_hold_no_image_are_skipped(folder: Path) -> None:
