@@ -25,7 +25,11 @@ from verticals.medical.formats import NAMES, Format, chosen
 from verticals.medical.labels import Structure, uncoded
 from verticals.medical.nifti import write_nifti
 from verticals.medical.preview import write_preview
-from verticals.medical.volume import Volume
+from verticals.medical.volume import Grid, Volume
+
+VOXEL_BYTES, FRAME_BYTES = 2, 25_000
+"""What writing and reading back holds of each voxel (the picture's copy), and of each structure in each slice: a frame of a
+SEG, described."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,11 @@ class Answer:
     """Structures that the model knows and did not find."""
     uncoded: tuple[str, ...]
     """Names that no code was known for: DICOM has them as some anatomical structure."""
+
+
+def answer_bytes(grid: Grid, num_structures: int) -> int:
+    """The most that `write_answer` holds beside scan and mask."""
+    return VOXEL_BYTES * grid.num_voxels + FRAME_BYTES * num_structures * grid.shape[2]
 
 
 def write_answer(

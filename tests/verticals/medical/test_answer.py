@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import json
+import tracemalloc
 
 import numpy as np
 import pydicom
@@ -10,7 +11,7 @@ import pytest
 from core.errors import ConfigError, DataError, Unavailable
 from tests.verticals.medical.answers import BALLS, LABELS, grid_of, mask_on, scan_on, series_in
 from verticals.medical import answer as module
-from verticals.medical.answer import write_answer
+from verticals.medical.answer import answer_bytes, write_answer
 from verticals.medical.dicom.rtstruct_read import read_rtstruct
 from verticals.medical.dicom.seg_check import read_back
 from verticals.medical.dicom.series import Series, read_series
@@ -175,6 +176,26 @@ def test_thick_slices_that_creep_are_answered(tmp_path):
     mask = Volume(array, series.volume.grid)
     made = write_answer(series, mask, STRUCTURES, tmp_path / "answer", **MODEL)
     assert {"seg.dcm", "rtstruct.dcm"} <= set(made.files)
+
+
+def test_memory_is_within_what_is_promised(tmp_path):
+    def traced(name, shape, num_organs):
+        grid = Grid(shape, np.diag([1.0, 1.0, 2.0, 1.0]))
+        write_series(Volume(np.zeros(shape, np.int16), grid), tmp_path / name)
+        series = read_series(tmp_path / name)
+        array = np.zeros(series.volume.grid.shape, np.uint8)
+        array[:num_organs, :4] = np.arange(1, num_organs + 1)[:, None, None]  # every organ in every slice
+        known = structures({"background": 0} | {f"part {k}": k for k in range(1, num_organs + 1)})
+        tracemalloc.start()
+        write_answer(series, Volume(array, series.volume.grid), known, tmp_path / f"{name} answer", **MODEL)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return peak, answer_bytes(series.volume.grid, num_organs)
+
+    traced("first", (8, 8, 2), 2)  # what is loaded when it is first used
+    for shape, num_organs in (((40, 40, 20), 25), ((160, 160, 50), 2)):
+        peak, promised = traced(f"{num_organs}", shape, num_organs)
+        assert 0.2 * promised < peak <= promised + 2**24  # a picture of its size
 
 
 def test_a_full_disk(tmp_path, tilted, monkeypatch):

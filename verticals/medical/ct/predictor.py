@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from core.contract import Estimate, Session
 from core.errors import CapacityError
 from core.memory import PeakWatch, give_back, memory_limit, resident_bytes
+from verticals.medical.answer import answer_bytes
 from verticals.medical.ct.config import CtConfig
 from verticals.medical.ct.plan import Plan
 from verticals.medical.labels import Structure, structures
@@ -42,8 +43,6 @@ MAX_WINDOWS = 20_000
 """Of one volume: more are a matter of days, or of a wrong voxel spacing, and their order would take minutes to find."""
 SLAB_BYTES = 120
 """What resampling holds beside its input and output for each voxel of a slab: coordinates, corners, weights, candidates."""
-ANSWER_BYTES = 4
-"""Of each voxel: what writing and reading back an answer holds beside scan and mask."""
 
 WINDOW_BYTES = 28
 """Of each voxel of a window, beside image and logits: weights, clipped and scaled values, the largest class and its value."""
@@ -177,7 +176,12 @@ class CtPredictor:
         resampling = SLAB_BYTES * max(SLAB_VOXELS, plane) if is_resampled else 0
         telling = (label * whole + PIECES_BYTES * net.num_voxels) if self._one_piece else 0
         returning = max(label * whole + label * given + resampling, 2 * label * given)
-        steps = (turned + max(blending, resampling), telling, returning, label * given + ANSWER_BYTES * given)
+        steps = (
+            turned + max(blending, resampling),
+            telling,
+            returning,
+            label * given + answer_bytes(grid, self._num_classes - 1),
+        )
         held = resident_bytes() if held_bytes is None else held_bytes
         peak = held + SPARE_BYTES + scan + max(steps)
         seconds = len(windows.tiles) * window.seconds + SECONDS_PER_VOXEL * (given + net.num_voxels)
