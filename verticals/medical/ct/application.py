@@ -45,6 +45,7 @@ def _network(config: CtConfig, plan: Plan) -> UNet3D:
         patch_size=plan.patch_size,
         widths=plan.widths,
         strides=plan.strides,
+        windows=plan.windows,
         deep_supervision=config.plan.deep_supervision,
     )
 

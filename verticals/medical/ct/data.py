@@ -57,6 +57,7 @@ class CtData:
             spacing_mm=given.spacing_mm,
             patch_size=given.patch_size,
             least_cover=given.least_cover,
+            windows_hu=given.windows_hu,
             base_width=given.base_width,
             max_width=given.max_width,
             max_levels=given.max_levels,

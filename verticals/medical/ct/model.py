@@ -77,6 +77,7 @@ class UNet3D(nn.Module):
         patch_size: Triple,
         widths: Sequence[int] = (16, 32, 64, 128, 256),
         strides: Sequence[Triple] = ((1, 1, 1), (2, 2, 2), (2, 2, 2), (2, 2, 2), (2, 2, 2)),
+        windows: Sequence[tuple[float, float]] = (),
         deep_supervision: bool = False,
     ) -> None:
         """
@@ -85,6 +86,8 @@ class UNet3D(nn.Module):
             patch_size: voxels of a window, as `inputs` promises them.
             widths: channels of each level, fine to coarse.
             strides: pooling before each level; the first is (1, 1, 1).
+            windows: lowest and highest scaled Hounsfield unit of further channels, in which the image is seen: between air
+                and bone soft tissues differ by little.
 
         Raises:
             ConfigError: another number of strides than of widths, or a patch that the strides do not divide.
@@ -99,8 +102,10 @@ class UNet3D(nn.Module):
             raise ConfigError(f"patch size {tuple(patch_size)} has to be a multiple of {whole}, the poolings' product")
         self.inputs = (TensorSpec("image", ("window", 1, *patch_size)),)
         self.outputs = (TensorSpec("logits", ("window", num_classes, *patch_size)),)
-        self.deep_supervision = deep_supervision
-        self.down = nn.ModuleList(DoubleConv(a, b) for a, b in zip((1, *widths), widths, strict=False))
+        self.windows, self.deep_supervision = tuple(windows), deep_supervision
+        self.down = nn.ModuleList(
+            DoubleConv(a, b) for a, b in zip((1 + len(self.windows), *widths), widths, strict=False)
+        )
         self.pool = nn.ModuleList(nn.MaxPool3d(stride) for stride in strides[1:])
         self.up = nn.ModuleList(
             Up(coarse, fine, stride) for fine, coarse, stride in zip(widths, widths[1:], strides[1:], strict=False)
@@ -117,7 +122,8 @@ class UNet3D(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor | list[Tensor]:
         skips = []
-        x = image
+        seen = [4 * (image.clamp(low, high) - low) / (high - low) - 2 for low, high in self.windows]
+        x = torch.cat((image, *seen), dim=1) if seen else image
         for level, down in enumerate(self.down):
             x = down(x if level == 0 else self.pool[level - 1](x))
             if level < len(self.up):

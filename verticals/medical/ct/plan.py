@@ -132,6 +132,8 @@ class Plan(Config):
     """... this is subtracted ..."""
     hu_std: float = Field(gt=0)
     """... and they are divided by this."""
+    windows_hu: tuple[tuple[float, float], ...] = ()
+    """Lowest and highest Hounsfield unit of windows that the network sees the scan in as well."""
     labels: dict[str, int]
     """Number of each class, background 0."""
     mirror_axes: tuple[int, ...] = ()
@@ -152,6 +154,8 @@ class Plan(Config):
             raise ValueError(f"patch_size has to be a multiple of {whole}, the strides' product")
         if sorted(self.labels.values()) != list(range(len(self.labels))) or len(self.labels) < 2:
             raise ValueError("labels have to be numbered from 0 on without a gap, the background first")
+        if any(low >= high for low, high in self.windows_hu):
+            raise ValueError("each of windows_hu has to be a lower and a higher Hounsfield unit")
         if unknown := [name for name in self.one_piece if not self.labels.get(name)]:
             raise ValueError(f"one_piece names {unknown[0]}, which is no organ of labels")
         return self
@@ -169,6 +173,13 @@ class Plan(Config):
         return scaled
 
     @property
+    def windows(self) -> tuple[tuple[float, float], ...]:
+        """`windows_hu` as `normalized` scales them."""
+        return tuple(
+            ((low - self.hu_mean) / self.hu_std, (high - self.hu_mean) / self.hu_std) for low, high in self.windows_hu
+        )
+
+    @property
     def text(self) -> str:
         """One line a decision, and what it rests on."""
         values = {
@@ -178,6 +189,7 @@ class Plan(Config):
             "widths": ", ".join(str(width) for width in self.widths),
             "batch_size": str(self.batch_size),
             "hu": f"{self.hu_low:.4g} to {self.hu_high:.4g}, mean {self.hu_mean:.4g}, std {self.hu_std:.4g}",
+            "windows_hu": ", ".join(f"{low:g} to {high:g}" for low, high in self.windows_hu) or "none",
             "mirror_axes": ", ".join("RAS"[axis] for axis in self.mirror_axes) or "none",
             "one_piece": ", ".join(self.one_piece) or "none",
             "labels": ", ".join(name for name in self.labels if self.labels[name]),
@@ -193,6 +205,7 @@ def make_plan(
     spacing_mm: Spacing | None = None,
     patch_size: Triple | None = None,
     least_cover: float = 0.0,
+    windows_hu: tuple[tuple[float, float], ...] = (),
     base_width: int = 32,
     max_width: int = 320,
     max_levels: int = 6,
@@ -206,6 +219,7 @@ def make_plan(
         patch_size: instead of the budget's, rounded up to what the poolings divide.
         least_cover: share of the median case that a patch holds at least: where the budget is too small for it, voxels are
             made coarser, unless their spacing or the patch is given.
+        windows_hu: that the network sees the scan in as well.
         base_width: channels of the finest level; they double with each level.
         max_width: channels that no level exceeds.
         max_levels: levels with the finest.
@@ -269,6 +283,7 @@ def make_plan(
         hu_high=fingerprint.hu_high,
         hu_mean=fingerprint.hu_mean,
         hu_std=fingerprint.hu_std,
+        windows_hu=windows_hu,
         labels=fingerprint.labels,
         mirror_axes=(1, 2) if sided else (0, 1, 2),
         one_piece=one_piece,

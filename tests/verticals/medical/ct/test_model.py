@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from math import prod
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import nn
+from torch import Tensor, nn
 
 from core.errors import ConfigError
 from verticals.medical.ct.model import InstanceNorm, UNet3D
@@ -86,6 +87,22 @@ def test_specs_promise_what_the_network_does() -> None:
     assert answer.shape == ("window", 5, 16, 8, 4)
     with torch.no_grad():
         answer.check(network.eval()(torch.zeros(3, 1, 16, 8, 4)).numpy())
+
+
+def test_the_image_is_seen_in_windows_beside_itself() -> None:
+    shape: dict[str, Any] = {"patch_size": (8, 8, 8), "widths": (4, 8), "strides": ((1, 1, 1), (2, 2, 2))}
+    network = UNet3D(3, windows=((-0.5, 0.5), (0.0, 0.1)), **shape).eval()
+    seen: list[Tensor] = []
+    network.down[0].register_forward_pre_hook(lambda _, given: seen.append(given[0]))  # type: ignore[union-attr]
+    image = torch.tensor([-3.0, -0.5, -0.25, 0.0, 0.05, 0.1, 0.5, 3.0]).expand(1, 1, 8, 8, 8)
+    with torch.no_grad():
+        network(image)
+    expected = [
+        [-3.0, -0.5, -0.25, 0.0, 0.05, 0.1, 0.5, 3.0],
+        [-2.0, -2.0, -1.0, 0.0, 0.2, 0.4, 2.0, 2.0],
+        [-2.0, -2.0, -2.0, -2.0, 0.0, 2.0, 2.0, 2.0],
+    ]
+    torch.testing.assert_close(seen[0][0, :, 0, 0], torch.tensor(expected), atol=1e-5, rtol=0)
 
 
 def test_each_window_is_answered_by_itself() -> None:

@@ -201,6 +201,9 @@ def test_normalized_clips_and_scales() -> None:
     scaled = plan.normalized(np.array([-1024, -100, 50, 130, 3000], np.int16))
     assert scaled.dtype == np.float32
     np.testing.assert_allclose(scaled, [-150 / 80, -150 / 80, 0, 1, 250 / 80], rtol=1e-6)
+    seen = make_plan(measured((2, 2, 2)), windows_hu=((-30, 130),))
+    assert seen.windows == ((-1, 1),)
+    assert "-30 to 130" in seen.text
 
 
 def test_a_plan_is_readable_and_reads_back(scans: Path) -> None:
@@ -227,6 +230,7 @@ def test_a_plan_is_readable_and_reads_back(scans: Path) -> None:
         ({"hu_std": 0}, "greater than 0"),
         ({"depth": 3}, "depth"),
         ({"one_piece": ("C",)}, "one_piece names C"),
+        ({"windows_hu": ((240, -160),)}, "a lower and a higher Hounsfield unit"),
     ],
 )
 def test_a_plan_that_contradicts_itself_is_refused(changes: dict[str, object], message: str) -> None:

@@ -264,7 +264,7 @@ def change(file: Dataset, fault: str) -> None:
 @pytest.mark.parametrize(
     ("fault", "says"),
     [
-        ("open", "ROI 1 of 3 has contours of the type OPEN_PLANAR; allowed are CLOSED_PLANAR"),
+        ("open", "ROI 1 of 3 has contours of the type 'OPEN_PLANAR'; allowed are CLOSED_PLANAR"),
         ("off the slices", "contour 1 of .* of ROI 1 of 3 lies 1.1 mm off the nearest slice; allowed is 0.3 mm"),
         ("frame of reference", "ROI 1 of 3 has another frame of reference"),
         ("twice", "ROI 1 of 3 has a name that another one has too"),
