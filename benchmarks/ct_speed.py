@@ -84,8 +84,12 @@ def quick(folder: Path) -> Path:
     return Path(run)
 
 
-def artifacts(run: Path, folder: Path, *, mixed: bool) -> dict[str, Path]:
-    """The run's network for OpenVINO, by precision; with int8 whose rest is bfloat16 where `mixed`."""
+def artifacts(run: Path, folder: Path, *, mixed: bool, limit: float) -> dict[str, Path]:
+    """The run's network for OpenVINO, by precision; with int8 whose rest is bfloat16 where `mixed`.
+
+    Args:
+        limit: of the validation Dice that int8 may lose before layers stay in float.
+    """
     made = {"bfloat16": folder / "bfloat16"}
     export(str(run), format="openvino", precision="bfloat16", output=str(made["bfloat16"]))
     rest = {"int8": "float32"} | ({"int8 and bfloat16": "bfloat16"} if mixed else {})
@@ -93,7 +97,7 @@ def artifacts(run: Path, folder: Path, *, mixed: bool) -> dict[str, Path]:
         chain = Chain(
             find(str(run)),
             folder / f"chain-{precision}",
-            limit=0.02,
+            limit=limit,
             form=None,
             format="openvino",
             precision=cast(Precision, precision),
@@ -166,7 +170,7 @@ def main() -> None:
         folder = Path(name)
         run = Path(given.run) if given.run else quick(folder)
         gate = few(run, folder / "gate", validation=given.gate, test=given.gate) if given.run else run
-        made = artifacts(gate, folder, mixed=given.mixed)
+        made = artifacts(gate, folder, mixed=given.mixed, limit=0.02 if given.run else 1.0)
         run = few(run, folder / "measured", validation=1, test=given.scans) if given.run else run
         measured(run, ways(run, made), given)
 

@@ -273,7 +273,8 @@ def test_units_that_write_in_place_after_an_instance_norm_hide_no_layer(num_samp
     from verticals.medical.ct.model import UNet3D
 
     torch.manual_seed(0)
-    network = UNet3D(3, patch_size=(8, 8, 8), widths=(8, 16, 16), strides=((1, 1, 1), (2, 2, 2), (2, 2, 2)))
+    strides = ((1, 1, 1), (2, 2, 2), (2, 2, 2))
+    network = UNet3D(3, patch_size=(8, 8, 8), widths=(8, 16, 16), strides=strides, windows=((-0.5, 0.5),))
     widths = {name: layer.out_channels for name, layer in network.named_modules() if isinstance(layer, nn.Conv3d)}
     example = (torch.rand(num_samples, 1, 8, 8, 8),)
     pruned = prune(network, 0.25, example).model

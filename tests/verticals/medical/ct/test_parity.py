@@ -29,6 +29,7 @@ SETTINGS = [
     "data.synthetic.num_cases=6",
     "data.synthetic.spacing_mm=[6,6]",  # cubes: a turned scan holds the same voxels
     "plan.spacing_mm=[6,6,6]",
+    "plan.windows_hu=[[-160,240]]",
 ]
 
 
