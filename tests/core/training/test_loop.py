@@ -1,6 +1,7 @@
 """The training loop: learns, resumes exactly, spreads over processes, and refuses losses that are not finite."""
 
 import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,7 +18,7 @@ from core.precision import PrecisionPolicy
 from core.training.checkpoint import Checkpointer
 from core.training.log import Log
 from core.training.loop import FitConfig, fit
-from core.training.optim import OptimConfig, WeightAverage, rate
+from core.training.optim import OptimConfig, WeightAverage, optimizer_of, rate
 
 CPU = torch.device("cpu")
 SLOPE = torch.tensor([[1.0, -2.0, 0.5]])
@@ -59,6 +60,14 @@ class LineTask(nn.Module):
         return Step(loss, {"count": torch.tensor(float(len(batch.x)))})
 
 
+class WideTask(LineTask):
+    """With a layer between that has directions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.model = nn.Sequential(nn.Linear(3, 16), nn.Dropout(0.1), nn.Linear(16, 24), nn.Linear(24, 1))
+
+
 class Broken(LineTask):
     def forward(self, batch: Points) -> Step:
         return Step(super().forward(batch).loss * torch.tensor(float("nan")), {})
@@ -88,14 +97,15 @@ def test_fit_learns_the_plane() -> None:
     assert not task.training
 
 
-@pytest.mark.parametrize("average", [0.0, 0.9])
-def test_resuming_equals_never_stopping(tmp_path: Path, average: float) -> None:
-    optim = OptimConfig(average=average)
-    whole, losses = run(FitConfig(epochs=4, optim=optim), tmp_path / "whole")
+@pytest.mark.parametrize(
+    "optim", [OptimConfig(), OptimConfig(average=0.9), OptimConfig(optimizer="muon"), OptimConfig(optimizer="sgd")]
+)
+def test_resuming_equals_never_stopping(tmp_path: Path, optim: OptimConfig) -> None:
     config = FitConfig(epochs=4, optim=optim)
+    whole, losses = run(config, tmp_path / "whole", task=WideTask())
     with pytest.raises(RuntimeError, match="stopped"):
-        run(config, tmp_path / "part", data=Stopping(after=14))
-    resumed, rest = run(config, tmp_path / "part")
+        run(config, tmp_path / "part", task=WideTask(), data=Stopping(after=14))
+    resumed, rest = run(config, tmp_path / "part", task=WideTask())
     assert rest == losses[12:]
     assert all(
         torch.equal(a, b) for a, b in zip(whole.state_dict().values(), resumed.state_dict().values(), strict=True)
@@ -171,3 +181,27 @@ def test_the_average_of_constant_weights_is_those_weights() -> None:
     for _ in range(5):
         average.update(model)
     assert torch.allclose(average.shadow["weight"], model.weight)
+
+
+def test_muon_steps_alike_in_every_direction_and_narrow_layers_by_adamw() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 16, 3), nn.Conv2d(16, 24, 3), nn.Conv2d(24, 2, 1))
+    before = [layer.weight.detach().clone() for layer in model]
+    optimizer = optimizer_of(model, OptimConfig(optimizer="muon", lr=0.01, weight_decay=0.0))
+    for layer in model:
+        layer.weight.grad = torch.randn_like(layer.weight) * torch.logspace(-1, 1, len(layer.weight)).view(-1, 1, 1, 1)
+        layer.bias.grad = torch.zeros_like(layer.bias)
+    assert torch.linalg.cond(model[1].weight.grad.flatten(1)) > 50
+    optimizer.step()
+    first, wide, last = (layer.weight.detach() - old for layer, old in zip(model, before, strict=True))
+    lengths = torch.linalg.svdvals(wide.flatten(1)) / (0.01 * 0.2 * 144**0.5)
+    assert lengths.min() > 0.6
+    assert lengths.max() < 1.4
+    for step in (first, last):  # AdamW's first: the same length for every weight
+        assert step.abs().max() / step.abs().median() < 1.01
+
+
+def test_muon_without_timm_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "timm.optim", None)
+    with pytest.raises(ConfigError, match="pip install timm"):
+        optimizer_of(nn.Linear(2, 2), OptimConfig(optimizer="muon"))
