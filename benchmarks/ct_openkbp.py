@@ -148,7 +148,7 @@ def trained(name: str, config: CtConfig, data: CtData, folder: Path, device: tor
         indent=1, exclude={"predict": True, "data": {"cache"}}
     )
     stated = folder / f"{name}.json"
-    if (folder / name).exists() and stated.read_text() != settings:
+    if (folder / name).exists() and (not stated.exists() or stated.read_text() != settings):
         raise ConfigError(
             f"{folder} holds a training of {name} with other settings ({stated.name}); give another --cache"
         )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import sys
 from collections.abc import Mapping, Sequence
 from importlib import import_module
@@ -176,6 +177,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     options = vars(given)
     verb, as_json = options.pop("verb"), options.pop("json")
+    before = signal.getsignal(signal.SIGTERM)
+    if verb != "serve":  # ended by a service manager, a command clears up what it unpacked, as after Ctrl-C
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         if verb == "list":
             from verticals import APPLICATIONS
@@ -194,6 +198,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         return 130
+    finally:
+        signal.signal(signal.SIGTERM, before)
     if as_json:
         print(json.dumps(result, ensure_ascii=False))
     else:

@@ -93,6 +93,8 @@ class Worker:
         except VerticalsError as error:
             return partial(self._jobs.fail, job.id, code=_code(error), message=str(error))
         except Exception as error:  # the thread's edge: whatever it is, the next job has its turn
+            if self._stopping.is_set():  # what the work needs is being closed
+                return partial(self._jobs.release, job.id)
             self._on_error(job, error)
             return partial(self._jobs.fail, job.id, code="internal", message=UNFORESEEN)
 

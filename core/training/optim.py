@@ -56,7 +56,7 @@ def optimizer_of(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer
     filled = [group for group in groups if group["params"]]
     if config.optimizer == "muon":
         try:
-            from timm.optim import Muon
+            from timm.optim.muon import Muon
         except ImportError as error:
             raise ConfigError(
                 "fit.optim.optimizer is muon, which timm has, and timm is not installed: pip install timm, or take adamw"

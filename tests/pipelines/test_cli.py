@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
+import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +19,7 @@ import pyarrow.parquet
 import pytest
 
 from core import registry
-from pipelines import cli
+from pipelines import cli, data
 from pipelines.train import train
 from tests.pipelines.command import run
 
@@ -47,6 +51,23 @@ def test_help_and_list_load_nothing_heavy(words: list[str]) -> None:
         "heavy = {'torch', 'bentoml', 'pyarrow', 'duckdb', 'matplotlib', 'numpy'} & set(sys.modules)\nassert not heavy, heavy\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_a_command_that_is_ended_clears_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def reading(*_: object, **__: object) -> dict[str, Any]:
+        with tempfile.TemporaryDirectory(dir=tmp_path):
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(10)
+        return {}
+
+    monkeypatch.setattr(data, "data", reading)
+    before = signal.getsignal(signal.SIGTERM)
+    assert cli.main(["data", NAME, "--check", "rows.csv"]) == 130
+    assert capsys.readouterr().err == "stopped\n"
+    assert list(tmp_path.iterdir()) == []
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 def test_list_names_the_applications(capsys: pytest.CaptureFixture[str]) -> None:

@@ -99,14 +99,15 @@ def test_a_training_leaves_a_whole_run_and_a_version(home: Path) -> None:
 
 
 def test_evaluate_repeats_the_report_and_takes_another_data_set(
-    home: Path, scans: Path, capsys: pytest.CaptureFixture[str]
+    home: Path, scans: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     kept = registry.resolve(NAME).report["figures"]
     code, result = run(capsys, "evaluate", NAME)
     assert code == 0
     assert result["figures"]["dice"] == pytest.approx(kept["dice"], rel=1e-5)
-    code, result = run(capsys, "evaluate", NAME, "-i", str(scans))
+    code, result = run(capsys, "evaluate", NAME, "-i", str(scans), "--report", str(tmp_path / "report.html"))
     assert code == 0
+    assert "dice Spine" in (tmp_path / "report.html").read_text()
     assert result["split"] == "all"
     assert result["figures"]["dice"]["low"] <= result["figures"]["dice"]["value"] <= result["figures"]["dice"]["high"]
 

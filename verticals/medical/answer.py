@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from core.errors import DataError, Unavailable
+from core.errors import CapacityError, DataError, Unavailable
 from verticals.medical.dicom import source
 from verticals.medical.dicom.rtstruct import write_rtstruct
 from verticals.medical.dicom.rtstruct_read import verify_rtstruct
@@ -27,9 +27,9 @@ from verticals.medical.nifti import write_nifti
 from verticals.medical.preview import write_preview
 from verticals.medical.volume import Grid, Volume
 
-VOXEL_BYTES, FRAME_BYTES = 2, 25_000
-"""What writing and reading back holds of each voxel (the picture's copy), and of each structure in each slice: a frame of a
-SEG, described."""
+PICTURE_BYTES, FRAME_BYTES = 2**25, 25_000
+"""What writing and reading back holds: of a picture of any size, and of each structure in each slice: a frame of a SEG,
+described, or its contours, of which there may be no more."""
 
 
 @dataclass(frozen=True)
@@ -55,11 +55,13 @@ class Answer:
     """Structures that the model knows and did not find."""
     uncoded: tuple[str, ...]
     """Names that no code was known for: DICOM has them as some anatomical structure."""
+    left_out: Mapping[Format, str]
+    """Formats that were asked for and that this mask is too much for, and why."""
 
 
 def answer_bytes(grid: Grid, num_structures: int) -> int:
     """The most that `write_answer` holds beside scan and mask."""
-    return VOXEL_BYTES * grid.num_voxels + FRAME_BYTES * num_structures * grid.shape[2]
+    return PICTURE_BYTES + FRAME_BYTES * num_structures * grid.shape[2]
 
 
 def write_answer(
@@ -71,8 +73,10 @@ def write_answer(
     algorithm: str,
     version: str,
     formats: Sequence[Format] | None = None,
+    tell: Callable[[], None] = lambda: None,
 ) -> Answer:
-    """Writes the answer to a new folder. A mask without any structure has no DICOM files; that is an answer too.
+    """Writes the answer to a new folder. A mask without any structure has no DICOM files; that is an answer too. One of specks
+    has no structure set: `left_out` says so.
 
     Args:
         scan: a DICOM series, or a volume that came without one (NIfTI).
@@ -80,6 +84,7 @@ def write_answer(
         folder: where it goes; must not exist.
         algorithm: name of the model.
         version: the model's.
+        tell: called between the parts of the work; what it raises ends it, and nothing is left.
         formats: all that the scan allows where None: DICOM formats need a DICOM series.
 
     Raises:
@@ -104,21 +109,34 @@ def write_answer(
         if voxels
     )
     empty = tuple(structure.name for structure in structures if not measured[structure.name][1])
+    left_out: dict[Format, str] = {}
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".answer-", dir=folder.parent) as beside:
             staging = Path(beside) / "answer"
             staging.mkdir()
+            tell()
             if "nifti" in wanted:
                 write_nifti(mask, staging / NAMES["nifti"])
             if sources is not None and "seg" in wanted and findings:
+                tell()
                 write_seg(mask, sources, structures, staging / NAMES["seg"], algorithm=algorithm, version=version)
+                tell()
                 verify(staging / NAMES["seg"], mask, structures)
             if sources is not None and "rtstruct" in wanted and findings:
-                path = staging / NAMES["rtstruct"]
-                write_rtstruct(mask, sources, structures, path, algorithm=algorithm, version=version)
-                verify_rtstruct(path, mask, sources, structures)
+                tell()
+                path, most = staging / NAMES["rtstruct"], answer_bytes(volume.grid, len(structures))
+                try:
+                    write_rtstruct(
+                        mask, sources, structures, path, algorithm=algorithm, version=version, most_bytes=most
+                    )
+                except CapacityError as error:
+                    left_out["rtstruct"] = str(error)
+                else:
+                    tell()
+                    verify_rtstruct(path, mask, sources, structures)
             if "preview" in wanted:
+                tell()
                 write_preview(volume, mask, structures, staging / NAMES["preview"])
             answer = Answer(
                 folder,
@@ -126,6 +144,7 @@ def write_answer(
                 findings,
                 empty,
                 uncoded(tuple(structures)),
+                left_out,
             )
             text = json.dumps(_record(answer, mask, algorithm=algorithm, version=version), indent=1, ensure_ascii=False)
             (staging / NAMES["json"]).write_text(text + "\n", encoding="utf-8")
@@ -163,4 +182,5 @@ def _record(answer: Answer, mask: Volume, *, algorithm: str, version: str) -> di
         ],
         "empty": list(answer.empty),
         "uncoded": list(answer.uncoded),
+        "left_out": dict(answer.left_out),
     }

@@ -24,14 +24,14 @@ from core.contract import Estimate
 from core.durable.files import remove, written
 from core.durable.jobs import Job, Jobs, State, UnknownJob
 from core.durable.journal import KeyConflict
-from core.durable.worker import Worker
+from core.durable.worker import Cancelled, Worker
 from core.errors import ArtifactError, CapacityError, ConfigError, Conflict, DataError, Unavailable, VerticalsError
 from core.memory import resident_bytes
 from core.monitoring import metrics
 from verticals.medical.answer import write_answer
 from verticals.medical.connect import silence
 from verticals.medical.formats import NAMES, Format, Wanted, chosen
-from verticals.medical.node import Node, check_port, linked
+from verticals.medical.node import RETRY_SECONDS, Node, check_port, linked
 from verticals.medical.scan import opened, volume_of
 from verticals.medical.settings import Settings
 
@@ -76,6 +76,7 @@ class ScanJobs:
         silence("pydicom", "pynetdicom", "highdicom", "nibabel", "nibabel.global", "PIL", "python_multipart")
         self._settings, self._predictor = settings, predictor
         self.turn = threading.Lock()
+        self._door = threading.Lock()  # headers of one scan at a time: a slice's take 0.1 MB
         self._idle_bytes = resident_bytes()
         self.jobs = Jobs(settings.folder / "jobs", most_waiting=settings.most_waiting, most_bytes=settings.queue_bytes)
         self._worker = Worker(self.jobs, self._run)
@@ -123,7 +124,7 @@ class ScanJobs:
             DataError: what is wrong with the scan, or with the formats for it.
             CapacityError: it needs more memory than there is.
         """
-        with opened(_scan_in(folder), unpack_to=folder / SERIES) as scan:
+        with self._door, opened(_scan_in(folder), unpack_to=folder / SERIES) as scan:
             try:
                 chosen(formats, of_dicom=scan.is_dicom)
             except ConfigError as error:
@@ -233,10 +234,12 @@ class ScanJobs:
         try:
             return open(answer / NAMES[wanted], "rb")
         except FileNotFoundError:
+            if not answer.exists():
+                raise UnknownJob from None
             there = [name for name, file in NAMES.items() if (answer / file).exists()]
             raise NotInAnswer(
-                f"the answer has no {wanted}: it was not asked for, the scan does not allow it, or no structure was "
-                f"found; there are {', '.join([*there, 'zip'])}"
+                f"the answer has no {wanted}: it was not asked for, the scan does not allow it, no structure was found, or "
+                f"it was left out (answer.json says why); there are {', '.join([*there, 'zip'])}"
             ) from None
 
     def _packed(self, answer: Path) -> IO[bytes]:
@@ -294,19 +297,40 @@ class ScanJobs:
         """A job's work; `tell` ends it where it is to stop."""
         while not self.turn.acquire(timeout=_LOOK_SECONDS):
             tell(0.0)
+        folder = self.jobs.folder(job.id)
+        answer = folder / "output" / ANSWER
         try:
-            folder = self.jobs.folder(job.id)
-            answer = folder / "output" / ANSWER
-            record = self._answered(folder / "input", answer, job.request["formats"], tell)
+            try:
+                record = self._answered(folder / "input", answer, job.request["formats"], tell)
+            finally:
+                self.turn.release()
+            return {**record, "sending": self._sent_back(job, answer / NAMES["seg"], tell)}
         except ArtifactError as error:  # its text is about our files, and a job's text is shown to clients
             logger.error("job %s: %s", job.id[:8], str(error))
-            raise ArtifactError("the model cannot answer now; the service's log says why") from None
-        finally:
-            self.turn.release()
-        sending, segmentation = None, answer / NAMES["seg"]
-        if self._node is not None and job.request["peer"] is not None and segmentation.exists():
-            sending = self._node.put(job.request["peer"], job.id, segmentation)
-        return {**record, "sending": sending}
+            raise ArtifactError("the service cannot answer now; its log says why") from None
+
+    def _sent_back(self, job: Job, segmentation: Path, tell: Callable[[float], None]) -> str | None:
+        """The id of the sending to the peer that the scan came from; None where there is nothing to send, or nobody."""
+        peer = job.request["peer"]
+        while self._node is not None and peer is not None and segmentation.exists():
+            tell(1.0)
+            try:
+                sending = self._node.put(peer, job.id, segmentation)
+            except Unavailable as error:  # the answer is there: it waits for room
+                logger.warning("the result of job %s has to wait: %s", job.id[:8], str(error))
+                until = time.monotonic() + RETRY_SECONDS
+                while time.monotonic() < until:
+                    tell(1.0)
+                    time.sleep(_LOOK_SECONDS)
+                continue
+            try:
+                tell(1.0)
+            except Cancelled:
+                if sending is not None:
+                    self._node.cancel(peer, sending)
+                raise
+            return sending
+        return None
 
     def _answered(
         self, folder: Path, answer: Path, formats: Sequence[Format] | None, tell: Callable[[float], None]
@@ -328,6 +352,7 @@ class ScanJobs:
             algorithm=f"verticals {APPLICATION}",
             version=predictor.version,
             formats=formats,
+            tell=lambda: tell(1.0),
         )
         outcome = "segmented" if made.findings else "nothing found"
         metrics.predicted(APPLICATION, predictor.version, outcome, seconds=time.perf_counter() - started)

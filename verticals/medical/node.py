@@ -12,6 +12,7 @@ import os
 import socket
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -129,7 +130,8 @@ class Node:
 
     def cancel(self, peer: str, id: str) -> None:
         if peer in self._outboxes:
-            self._outboxes[peer].jobs.cancel(id)
+            with suppress(UnknownJob):  # sent and forgotten, or the peer moved
+                self._outboxes[peer].jobs.cancel(id)
 
     def forget(self, older_than_seconds: float) -> None:
         for outbox in self._outboxes.values():

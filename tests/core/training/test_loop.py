@@ -202,6 +202,6 @@ def test_muon_steps_alike_in_every_direction_and_narrow_layers_by_adamw() -> Non
 
 
 def test_muon_without_timm_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "timm.optim", None)
+    monkeypatch.setitem(sys.modules, "timm.optim.muon", None)
     with pytest.raises(ConfigError, match="pip install timm"):
         optimizer_of(nn.Linear(2, 2), OptimConfig(optimizer="muon"))

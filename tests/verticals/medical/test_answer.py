@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 import tracemalloc
 
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 from core.errors import ConfigError, DataError, Unavailable
 from tests.verticals.medical.answers import BALLS, LABELS, grid_of, mask_on, scan_on, series_in
 from verticals.medical import answer as module
-from verticals.medical.answer import answer_bytes, write_answer
+from verticals.medical.answer import FRAME_BYTES, answer_bytes, write_answer
 from verticals.medical.dicom.rtstruct_read import read_rtstruct
 from verticals.medical.dicom.seg_check import read_back
 from verticals.medical.dicom.series import Series, read_series
@@ -193,9 +194,48 @@ def test_memory_is_within_what_is_promised(tmp_path):
         return peak, answer_bytes(series.volume.grid, num_organs)
 
     traced("first", (8, 8, 2), 2)  # what is loaded when it is first used
-    for shape, num_organs in (((40, 40, 20), 25), ((160, 160, 50), 2)):
-        peak, promised = traced(f"{num_organs}", shape, num_organs)
-        assert 0.2 * promised < peak <= promised + 2**24  # a picture of its size
+    peaks = []
+    for shape, num_organs in (((40, 40, 20), 25), ((40, 40, 80), 25), ((160, 160, 50), 2)):
+        peak, promised = traced(f"{num_organs} in {shape[2]}", shape, num_organs)
+        assert peak <= promised
+        peaks.append(peak)
+    assert 4_000 < (peaks[1] - peaks[0]) / (60 * 25) < FRAME_BYTES
+
+
+def test_a_mask_of_specks_has_no_structure_set(tmp_path):
+    """A network that knows nothing of a scan finds thousands of pieces: their contours would take what was promised many times."""
+    grid = Grid((384, 384, 3), np.diag([1.0, 1.0, 2.0, 1.0]))
+    write_series(Volume(np.zeros(grid.shape, np.int16), grid), tmp_path / "series")
+    series = read_series(tmp_path / "series")
+    array = np.zeros(series.volume.grid.shape, np.uint8)
+    array[::4, ::4] = 1
+    mask = Volume(array, series.volume.grid)
+    tracemalloc.start()
+    made = write_answer(series, mask, structures({"background": 0, "a": 1}), tmp_path / "answer", **MODEL)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak <= answer_bytes(series.volume.grid, 1)
+    assert "rtstruct.dcm" not in made.files
+    assert {"seg.dcm", "mask.nii.gz"} <= set(made.files)
+    (why,) = json.loads((tmp_path / "answer" / "answer.json").read_text())["left_out"].values()
+    assert re.fullmatch(r"the mask has [\d,]+ contours in its first \d of 3 slices, .*; take the SEG or NIfTI", why)
+
+
+def test_writing_can_be_ended_between_its_parts(tmp_path, tilted):
+    class Ended(Exception):
+        pass
+
+    calls = []
+
+    def tell():
+        calls.append(len(calls))
+        if len(calls) == 4:
+            raise Ended
+
+    series, mask = tilted
+    with pytest.raises(Ended):
+        write_answer(series, mask, STRUCTURES, tmp_path / "answer", tell=tell, **MODEL)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_full_disk(tmp_path, tilted, monkeypatch):

@@ -158,8 +158,9 @@ def test_an_answer_is_packed_where_there_is_room_for_it(
             work.answer(id, "zip")
     for path in sorted((work.jobs.folder(id) / "output").rglob("*"), reverse=True):
         path.unlink() if path.is_file() else path.rmdir()
-    with pytest.raises(UnknownJob):  # the keeper was faster
-        work.answer(id, "zip")
+    for wanted in ("zip", "nifti"):
+        with pytest.raises(UnknownJob):  # the keeper was faster
+            work.answer(id, wanted)  # type: ignore[arg-type]
 
 
 def test_more_slices_than_the_limit_are_refused(
@@ -383,6 +384,90 @@ def test_a_series_that_is_no_scan_is_said_and_not_taken(
     work.receive(tmp_path / "series", PACS)
     assert "from PACS@127.0.0.1 is refused" in caplog.text
     assert files(work) == []
+
+
+@pytest.fixture
+def writing(monkeypatch: pytest.MonkeyPatch) -> tuple[threading.Event, threading.Event]:
+    """That an answer has been written, and that its job may go on."""
+    written, go = threading.Event(), threading.Event()
+    write = jobs.write_answer
+
+    def slow(*given: Any, **options: Any) -> Any:
+        made = write(*given, **options)
+        written.set()
+        assert go.wait(30)
+        return made
+
+    monkeypatch.setattr(jobs, "write_answer", slow)
+    return written, go
+
+
+def test_a_job_that_is_cancelled_while_its_answer_is_written_sends_nothing(
+    with_node: Callable[..., ScanJobs], tmp_path: Path, writing: tuple[threading.Event, threading.Event]
+) -> None:
+    sent: list[Path] = []
+    work = with_node(lambda paths, peer, ae_title: sent.extend(paths))
+    id = received(work, tmp_path / "series")
+    work.start()
+    assert writing[0].wait(30)
+    work.cancel(id)
+    writing[1].set()
+    until(lambda: state(work, id) == "cancelled")
+    time.sleep(0.2)
+    assert sent == []
+    until(lambda: files(work) == [])
+
+
+def test_a_stop_while_an_answer_is_written_queues_its_job_again(
+    with_node: Callable[..., ScanJobs], tmp_path: Path, writing: tuple[threading.Event, threading.Event]
+) -> None:
+    sent: list[Path] = []
+    work = with_node(lambda paths, peer, ae_title: sent.extend(paths))
+    id = received(work, tmp_path / "series")
+    work._worker._stop_seconds = 0.1
+    work.start()
+    assert writing[0].wait(30)
+    work.stop()  # gives up waiting; the way back is closed
+    writing[1].set()
+    until(lambda: work.jobs.status(id).state == "queued")
+    work._worker._thread.join()
+    work.jobs.close()
+    again = with_node(lambda paths, peer, ae_title: sent.extend(paths))
+    again.start()
+    until(lambda: state(again, id) == "done")
+    assert len(sent) == 1
+
+
+def test_a_result_waits_for_room_to_be_sent(
+    with_node: Callable[..., ScanJobs], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent: list[Path] = []
+    work = with_node(lambda paths, peer, ae_title: sent.extend(paths))
+    monkeypatch.setattr(jobs, "RETRY_SECONDS", 0.05)
+    put, tries = node.Outbox.put, []
+
+    def full(outbox: node.Outbox, scan_job: str, segmentation: Path) -> str:
+        tries.append(scan_job)
+        if len(tries) < 3:
+            raise Unavailable("the disk is full")
+        return put(outbox, scan_job, segmentation)
+
+    monkeypatch.setattr(node.Outbox, "put", full)
+    id = received(work, tmp_path / "series")
+    work.start()
+    until(lambda: state(work, id) == "done")
+    assert len(tries) == 3
+    assert len(sent) == 1
+
+
+def test_a_job_whose_sending_is_forgotten_can_be_cancelled(with_node: Callable[..., ScanJobs], tmp_path: Path) -> None:
+    work = with_node(lambda paths, peer, ae_title: None)
+    id = received(work, tmp_path / "series")
+    work.start()
+    until(lambda: state(work, id) == "done")
+    assert work._node is not None
+    work._node.forget(-1)
+    assert work.cancel(id).state == "done"
 
 
 GOOD = {"VERTICALS_DICOM_AE": "US", "VERTICALS_DICOM_PEERS": "PACS@10.0.0.5:104, OTHER@host"}

@@ -38,6 +38,8 @@ NETWORK_SECONDS = 60.0
 STOP_SECONDS = 10.0
 _NOT_ALLOWED = (0x01, 0x01, 0x03)
 """Rejected for good, by the service's user: calling AE title not recognized."""
+_FOR_NOW = 0x02
+"""The result of a rejection that is not for good: too many calls at a time, congestion."""
 logger = logging.getLogger(__name__)
 
 
@@ -257,6 +259,8 @@ def send(paths: Sequence[Path], peer: Peer, *, ae_title: str) -> None:
             node.add_requested_context(kind, [ExplicitVRLittleEndian, ImplicitVRLittleEndian])
     association = node.associate(peer.host, peer.port, ae_title=peer.ae_title)
     if association.is_rejected:
+        if cast(A_ASSOCIATE, association.acceptor.primitive).result == _FOR_NOW:
+            raise Unavailable(f"{peer.name} takes no further call now; send all of them again later")
         raise DataError(f"{peer.name} refuses our call; see that it knows our AE title {ae_title} and has this one")
     if association.rejected_contexts and not association.accepted_contexts:
         raise DataError(f"{peer.name} takes no files of this kind, or not in their encoding; allow it there")

@@ -16,6 +16,7 @@ from verticals.medical.answer import write_answer
 from verticals.medical.connect.dicomweb import DicomWeb, choose_series
 from verticals.medical.ct.config import RECIPES, CtConfig
 from verticals.medical.ct.data import CtData
+from verticals.medical.ct.dataset import Dataset
 from verticals.medical.ct.evaluation import evaluate
 from verticals.medical.ct.loader import cut
 from verticals.medical.ct.model import UNet3D
@@ -75,10 +76,12 @@ def predict(predictor: CtPredictor, config: CtConfig, source: str, target: Path)
     volumes = {finding.structure.name: round(finding.volume_ml, 2) for finding in answer.findings}
     listed = ", ".join(f"{name} {ml:g} mL" for name, ml in volumes.items()) or "no structure found"
     empty = f"; not found: {', '.join(answer.empty)}" if answer.empty else ""
+    empty += "".join(f"; no {name}: {why}" for name, why in answer.left_out.items())
     return {
         "files": list(answer.files),
         "volumes_ml": volumes,
         "empty": list(answer.empty),
+        "left_out": dict(answer.left_out),
         "windows": found.num_windows,
         "windows_of_air": found.num_skipped,
         "text": f"{target}: {listed}{empty}; {found.num_windows} windows, {found.num_skipped} of air,",
@@ -94,7 +97,7 @@ def cost(predictor: CtPredictor, config: CtConfig, source: str) -> Estimate:
 def check(config: CtConfig, source: str) -> dict[str, Any]:
     """Reads a data set or a scan whole and says what is in it; raises DataError at the first fault."""
     if (Path(source) / "dataset.json").exists() or (Path(source) / "imagesTr").exists():
-        data = CtData(_reading(config, sources=(source,)))
+        data = CtData(config.model_copy(update={"data": config.data.model_copy(update={"sources": (source,)})}))
         found: dict[str, Any] = data.fingerprint
         counts = ", ".join(f"{count} {side}" for side, count in found["cases"].items())
         counts += f", {found['unused']} labelled ones on no side" if found["unused"] else ""
@@ -154,12 +157,8 @@ class Pacs:
 
 
 def samples(config: CtConfig, source: str) -> CtData:
-    """The cases of another data set, those of all sides."""
-    return CtData(_reading(config, sources=(source,), codes={}))  # its labels need not be the model's
-
-
-def _reading(config: CtConfig, **data: Any) -> CtConfig:
-    return config.model_copy(update={"data": config.data.model_copy(update=data)})
+    """All cases of another data set, whatever its split and its other labels."""
+    return CtData(config, Dataset.open(source, is_split=False))
 
 
 def calibration(

@@ -136,9 +136,9 @@ def two_cores() -> CtConfig:
         ),
         sampler=SamplerConfig(num_batches=100, foreground=0.85, augment=AugmentConfig(mirror=0.0)),
         fit=FitConfig(
-            epochs=56,
+            epochs=42,
             precision="bf16",
-            optim=OptimConfig(lr=3e-3, weight_decay=1e-2, warmup=0.03, average=0.99, clip_norm=12.0),
+            optim=OptimConfig(optimizer="muon", lr=3e-3, weight_decay=1e-2, warmup=0.03, average=0.99, clip_norm=12.0),
         ),
         predict=PredictConfig(overlap=0.5),
     )

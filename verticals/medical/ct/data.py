@@ -24,14 +24,20 @@ from verticals.medical.labels import structures
 class CtData:
     """Scans by split, and batches of patches. Nothing is read before it is asked for, except headers."""
 
-    def __init__(self, config: CtConfig) -> None:
+    def __init__(self, config: CtConfig, dataset: Dataset | None = None) -> None:
         """
+        Args:
+            dataset: to judge a model by; where None, the configuration's is opened, to train one.
+
         Raises:
             DataError: the first fault of the data set's layout, or a label that no answer could hold.
             ConfigError: a code for a label that is not there, or that is none.
             LeakError: a case on two sides of the split.
         """
         self.config = config
+        if dataset is not None:
+            self.dataset = dataset
+            return
         if config.data.sources:
             self.dataset = Dataset.open(config.data.sources[0], fold=config.data.fold, seed=config.data.split_seed)
         else:
@@ -44,8 +50,9 @@ class CtData:
 
     @property
     def fingerprint(self) -> dict[str, Any]:
-        """Reads every case once."""
-        return self.dataset.fingerprint | {"plan": self.plan.model_dump(mode="json")}
+        """Reads every case once. A plan follows where there are training cases."""
+        planned = {"plan": self.plan.model_dump(mode="json")} if self.dataset.sides["train"] else {}
+        return self.dataset.fingerprint | planned
 
     @cached_property
     def plan(self) -> Plan:

@@ -95,13 +95,14 @@ class Dataset:
         self.num_unused = num_unused
 
     @classmethod
-    def open(cls, folder: str | Path, *, fold: int = 0, seed: int = 0) -> Dataset:
+    def open(cls, folder: str | Path, *, fold: int = 0, seed: int = 0, is_split: bool = True) -> Dataset:
         """Reads names and headers.
 
         Args:
             folder: holds dataset.json, imagesTr, labelsTr, and perhaps imagesTs, labelsTs, splits.json or splits_final.json.
             fold: which of nnU-Net's splits_final.json.
             seed: of the split by patient, where the data set has none of its own.
+            is_split: whether cases are told apart by side; else all of them are for testing, to judge a model of another set.
 
         Raises:
             DataError: the first fault of the layout.
@@ -128,7 +129,9 @@ class Dataset:
         pairs = inside | outside
         missing = _missing(record, names, pairs)
         patients = {name: str(patient) for name, patient in _mapping(record, "patients").items()}
-        split = _stated_split(folder, pairs, outside, fold) or _drawn_split(inside, outside, patients, seed)
+        split: Mapping[str, list[str]] = {"test": sorted(pairs)}
+        if is_split:
+            split = _stated_split(folder, pairs, outside, fold) or _drawn_split(inside, outside, patients, seed)
         _check_patients(split, patients)
         for name, (image, mask) in pairs.items():
             try:
@@ -354,7 +357,7 @@ def _drawn_split(
 
 def _check_patients(split: Mapping[str, Sequence[str]], patients: Mapping[str, str]) -> None:
     seen: dict[str, tuple[str, str]] = {}
-    for side, name in [(part, name) for part in SIDES for name in split[part]]:
+    for side, name in [(part, name) for part in split for name in split[part]]:
         if name in patients:
             first_side, first = seen.setdefault(patients[name], (side, name))
             if first_side != side:

@@ -39,11 +39,15 @@ SECONDS_PER_VOXEL = 2e-7
 """Of turning, resampling and bringing back one voxel, on one core of a slow machine."""
 SECONDS_PER_LABELLED = 3e-8
 """Of telling apart the pieces of one organ, a voxel of a box around them that is as large as the volume."""
+SECONDS_PER_FRAME = 4e-3
+"""Of writing and reading back one structure in one slice, as DICOM SEG and RTSTRUCT."""
 MAX_WINDOWS = 20_000
 """Of one volume: more are a matter of days, or of a wrong voxel spacing, and their order would take minutes to find."""
 SLAB_BYTES = 120
 """What resampling holds beside its input and output for each voxel of a slab: coordinates, corners, weights, candidates."""
 
+HEADER_BYTES = 100_000
+"""Of a DICOM slice's header, while the scan is worked on."""
 WINDOW_BYTES = 28
 """Of each voxel of a window, beside image and logits: weights, clipped and scaled values, the largest class and its value."""
 SPARE_BYTES = 2**26
@@ -109,8 +113,8 @@ class CtPredictor:
         return [self._segment(volume, progress or (lambda share: None)) for volume in requests]
 
     def estimate(self, requests: Sequence[Volume | Grid]) -> Estimate:
-        """The most memory that this process will hold, and the seconds until all are answered: upper bounds, as if no
-        window were air. A Grid stands for a volume that has not been read yet.
+        """The most memory that this process will hold, and the seconds until all are answered and written down: upper bounds,
+        as if no window were air, every structure in every slice, and each scan a DICOM series. A Grid stands for a volume that has not been read yet.
 
         Raises:
             CapacityError: a volume of more windows than are ever taken.
@@ -167,7 +171,7 @@ class CtPredictor:
         windows = self._windows(net.shape)
         carried = carry_bytes(windows, num_classes=self._num_classes, carry=self.config.predict.carry)
         given, label = grid.num_voxels, np.dtype(label_dtype(self._num_classes)).itemsize
-        scan = 0 if loaded else 2 * given
+        scan = 0 if loaded else 2 * given + HEADER_BYTES * grid.shape[2]
         turned = 2 * net.num_voxels if is_resampled else 0
         whole = int(np.prod(windows.shape))
         padded = 2 * whole if windows.shape != net.shape else 0
@@ -186,6 +190,7 @@ class CtPredictor:
         peak = held + SPARE_BYTES + scan + max(steps)
         seconds = len(windows.tiles) * window.seconds + SECONDS_PER_VOXEL * (given + net.num_voxels)
         seconds += SECONDS_PER_LABELLED * len(self._one_piece) * net.num_voxels
+        seconds += SECONDS_PER_FRAME * (self._num_classes - 1) * grid.shape[2]
         return Estimate(peak, seconds)
 
     def _segment(self, volume: Volume, progress: Callable[[float], None]) -> Segmentation:

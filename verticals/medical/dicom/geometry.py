@@ -63,16 +63,18 @@ def arranged(slices: Sequence[Slice]) -> tuple[list[Slice], Grid]:
 
 
 def _check_places(slices: Sequence[Slice], grid: Grid) -> None:
-    """Raises DataError for a slice whose corners are off the grid's: directions that differ a little do, far from the first pixel."""
+    """Raises DataError for a slice whose corners are off the grid's: slices that creep sideways are, and directions that differ a
+    little, far from the first pixel."""
     columns, rows = (length - 1 for length in grid.shape[:2])
     corners = np.array([(0, 0), (columns, 0), (0, rows), (columns, rows)])
     for k, piece in enumerate(slices):
         steps = np.stack([piece.across * piece.spacing_mm[0], piece.down * piece.spacing_mm[1]])
         found = grid.index((corners @ steps + piece.position_mm) @ _LPS_TO_RAS)
-        off = float(np.abs(found - np.column_stack([corners, np.full(4, k)])).max())
-        if off >= 0.5:
+        off = np.abs(found - np.column_stack([corners, np.full(4, k)])).max(1)
+        if off.max() >= 0.5:
+            how = "has moved sideways from" if off[0] >= 0.5 else "is turned against"
             raise DataError(
-                f"{piece.name} is turned against the others: a corner lies {off:.2g} voxels from where an even stack has it; "
+                f"{piece.name} {how} the others: a corner lies {off.max():.2g} voxels from where an even stack has it; "
                 "allowed is less than half: give the files of one stack, or resample it"
             )
 

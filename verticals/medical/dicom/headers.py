@@ -75,8 +75,10 @@ _PLUGINS = {
     "1.2.840.10008.1.2.4.203": ("pylibjpeg",),
 }
 """pydicom's decoders by transfer syntax, best first. Those under a GPL are left out, which costs 12-bit JPEG."""
-ENCODINGS = (*_NATIVE, *_PLUGINS)
-"""Transfer syntaxes whose pixels are read, the best first."""
+_LOSSY = tuple(f"1.2.840.10008.1.2.4.{number}" for number in (81, 91, 203, 50))
+"""Near-lossless, or lossless only perhaps; the last has 8 bits."""
+ENCODINGS = (*_NATIVE, *(syntax for syntax in _PLUGINS if syntax not in _LOSSY), *_LOSSY)
+"""Transfer syntaxes whose pixels are read, the best first: a sender of several is asked for the first that it has."""
 _TERMS = (
     f" {' '.join(_WITHOUT_IMAGE)} CR CT DX MG MR NM OPT OT PT PX RF RTDOSE RTIMAGE SC SEG US XA XC MONOCHROME1 RGB "
     "PALETTE COLOR YBR_FULL YBR_FULL_422 YBR_ICT YBR_RCT OD MGML Z_EFF ED EDW HU_MOD PCT "

@@ -24,13 +24,15 @@ from pydicom.tag import Tag
 from pydicom.uid import UID, ImplicitVRLittleEndian, generate_uid
 from scipy import ndimage
 
-from core.errors import DataError
+from core.errors import CapacityError, DataError
 from verticals.medical.dicom import source
 from verticals.medical.dicom.source import NOTICE
 from verticals.medical.labels import ABNORMALITY, ANATOMY, SIDES, Structure
 from verticals.medical.volume import Volume
 
 SERIES_NUMBER = 9002
+CONTOUR_BYTES, POINT_BYTES = 5000, 100
+"""Of memory, for each contour and each of its points, once written and once read back."""
 STORAGE = UID("1.2.840.10008.5.1.4.1.1.481.3")
 _STUDY = UID("1.2.840.10008.3.1.2.3.1")
 _COPIED = (
@@ -58,6 +60,7 @@ def write_rtstruct(
     *,
     algorithm: str,
     version: str,
+    most_bytes: int | None = None,
 ) -> tuple[Structure, ...] | None:
     """The structures that the mask does not hold: they have no ROI. None where it holds nothing: no file is written.
 
@@ -66,10 +69,12 @@ def write_rtstruct(
         sources: the headers of its slices, `sources[k]` for slice k.
         algorithm: name of the model.
         version: the model's.
+        most_bytes: of memory that contours may take, with reading them back.
 
     Raises:
         DataError: a label that no structure has, or a header that DICOM does not allow.
         GeometryError: the mask is not on the series' grid.
+        CapacityError: contours that would take more: a mask of specks has thousands of them in a slice.
     """
     structures = sorted(structures, key=lambda structure: structure.number)
     found = source.aligned(mask, sources)
@@ -78,8 +83,15 @@ def write_rtstruct(
     if not kept:
         return None
     contours: dict[int, list[Dataset]] = {structure.number: [] for structure in kept}
+    taken = 0
     for k, plane in enumerate(found):
         for number, polygon in _polygons(mask.array[:, :, k]):
+            taken += CONTOUR_BYTES + POINT_BYTES * len(polygon)
+            if most_bytes is not None and taken > most_bytes:
+                raise CapacityError(
+                    f"the mask has {sum(map(len, contours.values())):,} contours in its first {k + 1} of {len(found)} slices, "
+                    f"more than the {most_bytes / 1e6:.0f} MB for them hold: specks, not organs; take the SEG or NIfTI"
+                )
             contours[number].append(_contour(plane.lps(polygon), sources[k], len(contours[number]) + 1))
     try:
         with source.quiet():

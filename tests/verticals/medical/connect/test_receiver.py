@@ -11,7 +11,18 @@ from typing import Any
 import numpy as np
 import pydicom
 import pytest
-from pydicom.uid import CTImageStorage, MRImageStorage, generate_uid
+from pydicom.uid import (
+    JPEG2000,
+    CTImageStorage,
+    ImplicitVRLittleEndian,
+    JPEG2000Lossless,
+    JPEGBaseline8Bit,
+    JPEGLosslessSV1,
+    JPEGLSNearLossless,
+    MRImageStorage,
+    RLELossless,
+    generate_uid,
+)
 from pynetdicom import AE
 from pynetdicom.sop_class import Verification
 
@@ -163,6 +174,27 @@ def test_files_are_as_they_were_sent(receive: Callable[..., Receiver], study: St
 def test_encodings_that_are_taken_are_decoded() -> None:
     for syntax in ENCODINGS:
         decoding_plugin(str(syntax))
+
+
+@pytest.mark.parametrize(
+    ("offered", "taken"),
+    [
+        ((JPEGLosslessSV1, JPEG2000Lossless, JPEGBaseline8Bit), JPEGLosslessSV1),
+        ((JPEG2000, JPEGLSNearLossless, JPEG2000Lossless), JPEG2000Lossless),
+        ((JPEGBaseline8Bit, RLELossless, ImplicitVRLittleEndian), ImplicitVRLittleEndian),
+    ],
+)
+def test_of_several_encodings_the_one_that_loses_nothing_is_taken(
+    receive: Callable[..., Receiver], offered: tuple[str, ...], taken: str
+) -> None:
+    node = AE("ORTHANC")
+    node.add_requested_context(CTImageStorage, list(offered))
+    association = node.associate("127.0.0.1", receive().port, ae_title=US)
+    try:
+        assert association.accepted_contexts[0].transfer_syntax == [taken]
+    finally:
+        association.release()
+        association.join(5)
 
 
 def call(receiver: Receiver, *, caller: str = "ORTHANC", called: str = US, kind: str = Verification) -> str:
@@ -342,6 +374,24 @@ def test_a_port_that_is_taken(receive: Callable[..., Receiver], tmp_path: Path, 
     with pytest.raises(Unavailable, match=rf"port {port} of 127.0.0.1 cannot be listened on"):
         second.start()
     second.stop()
+
+
+@pytest.mark.filterwarnings(LEAK)
+def test_a_peer_that_has_no_line_free_is_called_again(study: Study) -> None:
+    busy = AE("ORTHANC")
+    busy.maximum_associations = 1
+    busy.add_supported_context(Verification)
+    server: Any = busy.start_server(("127.0.0.1", 0), block=False)
+    port = server.socket.getsockname()[1]
+    caller = AE("OTHER")
+    caller.add_requested_context(Verification)
+    open_one = caller.associate("127.0.0.1", port)
+    try:
+        with pytest.raises(Unavailable, match="takes no further call now"):
+            send([study.seg], Peer("ORTHANC", "127.0.0.1", port), ae_title=US)
+    finally:
+        open_one.release()
+        busy.shutdown()
 
 
 @pytest.mark.filterwarnings(LEAK)

@@ -13,6 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from core.errors import DataError, LeakError
+from verticals.medical.ct.application import samples
+from verticals.medical.ct.config import debug
 from verticals.medical.ct.dataset import Dataset, _drawn_split
 from verticals.medical.ct.synthetic import LABELS
 from verticals.medical.nifti import read_labels, read_nifti, write_nifti
@@ -241,6 +243,16 @@ def test_without_a_split_patients_are_dealt_once_and_for_all(folder: Path) -> No
     shutil.rmtree(folder / "labelsTs")
     alone = Dataset.open(folder)
     assert {side: len(cases) for side, cases in alone.sides.items()} == {"train": 3, "validation": 1, "test": 1}
+
+
+def test_to_judge_a_model_every_case_counts_whatever_the_split(folder: Path) -> None:
+    (folder / "splits.json").write_text(json.dumps({"train": ["phantom_000"]}))
+    record = json.loads((folder / "dataset.json").read_text())
+    others = {**record["labels"], "a name that DICOM cannot hold \\ " * 9: len(record["labels"])}
+    edit(folder, "dataset.json", labels=others)
+    data = samples(debug(), str(folder))
+    assert len(data.samples("all")) == len(list((folder / "imagesTr").iterdir())) + 1
+    assert data.fingerprint["cases"] == {"train": 0, "validation": 0, "test": len(data.samples("all"))}
 
 
 def test_another_side_is_refused(folder: Path) -> None:

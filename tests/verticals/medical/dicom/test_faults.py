@@ -149,6 +149,12 @@ def test_a_slice_that_is_turned_a_little_is_refused_where_that_is_half_a_voxel(f
     refused(tmp_path / "large", "is turned against the others", "voxels from where", "less than half")
 
 
+def test_slices_that_creep_sideways_are_named(tmp_path: Path) -> None:
+    write_series(noise(placed((9, 9, 40), spacing=(0.4, 0.4, 5.0))), tmp_path)
+    edited(tmp_path, lambda dataset, number: moved(dataset, 0.04 * max(0, number - 20), axis=0))
+    refused(tmp_path, "has moved sideways from the others", "less than half")
+
+
 def test_a_slice_moved_sideways_is_refused(folder: Path) -> None:
     edited(folder, lambda dataset, _: moved(dataset, 4.0, axis=0), only=2)
     refused(folder, "not on one line", "4.00 mm sideways")
