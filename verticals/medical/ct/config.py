@@ -119,7 +119,7 @@ def default() -> CtConfig:
 
 
 def two_cores() -> CtConfig:
-    """Real scans without a GPU: three quarters of an hour on two cores with bfloat16 (AMX, AVX512-BF16); elsewhere set
+    """Real scans without a GPU: 40 minutes on two cores with bfloat16 (AMX, AVX512-BF16); elsewhere set
     `fit.precision=float32` and have patience.
 
     Small patches and many steps: at equal time they learn more than large ones, as long as a patch shows an organ and what
@@ -145,7 +145,7 @@ def two_cores() -> CtConfig:
 
 
 def gpu() -> CtConfig:
-    """Real scans on a GPU: larger patches, two a step, and nearly four times the steps of `two_cores`."""
+    """Real scans on a GPU: larger patches, two a step, and nearly five times the steps of `two_cores`."""
     small = two_cores()
     return small.override(
         [
