@@ -37,7 +37,7 @@ from core.evaluation.cases import case_comparisons
 from core.inference.model import config_of, network_of, session_of
 from core.inference.session import Precision, SessionConfig, TorchSession
 from core.run import Run
-from pipelines.chain import Chain
+from pipelines.chain import CALIBRATION_SAMPLES, Chain
 from pipelines.export import export
 from pipelines.model import find
 from pipelines.train import train
@@ -78,17 +78,18 @@ def few(run: Path, folder: Path, *, validation: int, test: int) -> Path:
 
 def quick(folder: Path) -> Path:
     """A run that was trained in seconds."""
-    settings = ["data.synthetic.num_cases=6", "fit.epochs=2"]
+    settings = ["data.synthetic.num_cases=6"]
     run = train("medical.ct", recipe="debug", settings=settings, runs=str(folder / "runs"), alias="none")["run"]
     torch.set_num_threads(os.cpu_count() or 1)
     return Path(run)
 
 
-def artifacts(run: Path, folder: Path, *, mixed: bool, limit: float) -> dict[str, Path]:
+def artifacts(run: Path, folder: Path, *, mixed: bool, limit: float, num_samples: int) -> dict[str, Path]:
     """The run's network for OpenVINO, by precision; with int8 whose rest is bfloat16 where `mixed`.
 
     Args:
         limit: of the validation Dice that int8 may lose before layers stay in float.
+        num_samples: windows that int8 is calibrated on.
     """
     made = {"bfloat16": folder / "bfloat16"}
     export(str(run), format="openvino", precision="bfloat16", output=str(made["bfloat16"]))
@@ -105,7 +106,7 @@ def artifacts(run: Path, folder: Path, *, mixed: bool, limit: float) -> dict[str
         )
         with chain.tidy():  # what `verticals compress` does, without its table: a bench of every model takes long here
             chain.export()
-            chain.quantize("static")
+            chain.quantize("static", num_samples=num_samples)
         made |= {precision: chain.stages[1].place.path, name: chain.stages[2].place.path}
     return made
 
@@ -153,7 +154,7 @@ def dice(labels: NDArray[Any], drawn: NDArray[Any], num_classes: int) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="the debug recipe on synthetic bodies, under a minute")
+    parser.add_argument("--quick", action="store_true", help="the debug recipe on synthetic bodies, about a minute")
     parser.add_argument("--json", metavar="FILE")
     parser.add_argument("--run", metavar="DIR", help="a trained run")
     parser.add_argument("--scans", type=int, default=25, help="test scans (default: 25)")
@@ -170,7 +171,13 @@ def main() -> None:
         folder = Path(name)
         run = Path(given.run) if given.run else quick(folder)
         gate = few(run, folder / "gate", validation=given.gate, test=given.gate) if given.run else run
-        made = artifacts(gate, folder, mixed=given.mixed, limit=0.02 if given.run else 1.0)
+        made = artifacts(
+            gate,
+            folder,
+            mixed=given.mixed,
+            limit=0.02 if given.run else 1.0,
+            num_samples=CALIBRATION_SAMPLES if given.run else 50,
+        )
         run = few(run, folder / "measured", validation=1, test=given.scans) if given.run else run
         measured(run, ways(run, made), given)
 

@@ -214,8 +214,9 @@ class Chain:
         stage = self.last
         self._write(f"{stage.name}-{self.format}", stage.place, None)
 
-    def quantize(self, method: Method) -> None:
-        """int8 of the newest network; layers that cost too much stay in float."""
+    def quantize(self, method: Method, *, num_samples: int = CALIBRATION_SAMPLES) -> None:
+        """int8 of the newest network, calibrated on so many samples where that is the method; layers that cost too much stay in
+        float."""
         from core.compression import sensitivity
         from core.compression.graphs import of_kinds
         from core.compression.quantization import dynamic, static, weights
@@ -233,7 +234,7 @@ class Chain:
                     Run(stage.place.path).read_json("constants.json"),
                     session_of(self.app, stage.place.path, form=self.form),
                     self.data,
-                    CALIBRATION_SAMPLES,
+                    num_samples,
                 )
 
         def make(target: Path, keep: Sequence[str]) -> Path:
