@@ -172,7 +172,9 @@ class Application:
     """(config, constants, session, data, count) -> what the network gets for so many validation samples, one a row, and how many there are
     of each class: for quantization, so every class is among them."""
     predictor: Callable[..., Predictor]
-    """(Config, constants, session, version=...) -> Predictor; also threshold=..., where `verticals release` set one."""
+    """(Config, constants, session, version=...) -> Predictor; also threshold=..., where it has one."""
+    has_threshold: bool
+    """Whether the Predictor decides at a score, which `verticals release --threshold` may set."""
     evaluate: Callable[..., Metrics]
     """(predictor, data, split) -> Metrics."""
     samples: Callable[..., Any]

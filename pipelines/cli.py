@@ -157,7 +157,9 @@ def parser() -> argparse.ArgumentParser:
     release.add_argument("--version", help="the version to name; without it the versions are listed")
     release.add_argument("--alias", default="production", choices=("candidate", "production"))
     release.add_argument(
-        "--threshold", type=float, help="decide at this score from now on (with --version or for the alias)"
+        "--threshold",
+        metavar="SCORE",
+        help="decide at this score from now on, none: at the model's own (with --version or for the alias)",
     )
 
     serve = verb("serve", "serve a vertical, e.g. `verticals serve finance`", application=False)

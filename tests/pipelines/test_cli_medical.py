@@ -105,7 +105,10 @@ def test_evaluate_repeats_the_report_and_takes_another_data_set(
     code, result = run(capsys, "evaluate", NAME)
     assert code == 0
     assert result["figures"]["dice"] == pytest.approx(kept["dice"], rel=1e-5)
-    code, result = run(capsys, "evaluate", NAME, "-i", str(scans), "--report", str(tmp_path / "report.html"))
+    assert cli.main(["evaluate", NAME, "-i", str(scans)]) == 1
+    assert "is the data set that the model was trained on" in capsys.readouterr().err
+    other = shutil.copytree(scans, tmp_path / "other")
+    code, result = run(capsys, "evaluate", NAME, "-i", str(other), "--report", str(tmp_path / "report.html"))
     assert code == 0
     assert "dice Spine" in (tmp_path / "report.html").read_text()
     assert result["split"] == "all"
@@ -345,3 +348,12 @@ def test_misuse_says_what_is_allowed(
     error = capsys.readouterr().err
     assert text in error
     assert "Traceback" not in error
+
+
+def test_a_model_that_decides_at_no_score_has_no_threshold(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["release", NAME, "--threshold", "0.3"]) == 2
+    assert f"{NAME} decides at no score" in capsys.readouterr().err
+    registry.set_threshold(NAME, "production", 0.3)  # as earlier code did
+    code, result = run(capsys, "release", NAME, "--threshold", "none")
+    assert code == 0
+    assert [version["threshold"] for version in result["versions"]] == [None]

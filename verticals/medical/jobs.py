@@ -208,7 +208,10 @@ class ScanJobs:
             return Standing(job, job.state, job.code, job.message, None)
         record = self.jobs.result(id)
         sending = self._sending(job, record)
-        if sending is None or sending.state == "done":
+        if sending is None:
+            lost = f"it is not known whether the result went to {job.request['peer']}: the node's settings have changed since"
+            return Standing(job, "done", None, lost if record["sending"] else None, record)
+        if sending.state == "done":
             return Standing(job, "done", None, None, record)
         if sending.state in ("queued", "running"):
             return Standing(job, "running", None, f"the result is on its way to {job.request['peer']}", record)

@@ -200,6 +200,7 @@ APPLICATION = Application(
     },
     calibration=_none,
     predictor=PicturePredictor,
+    has_threshold=False,
     evaluate=evaluate,
     samples=_none,
     predict=_none,

@@ -460,14 +460,18 @@ def test_a_result_waits_for_room_to_be_sent(
     assert len(sent) == 1
 
 
-def test_a_job_whose_sending_is_forgotten_can_be_cancelled(with_node: Callable[..., ScanJobs], tmp_path: Path) -> None:
+def test_a_job_of_whose_sending_nothing_is_known_says_so_and_can_be_cancelled(
+    with_node: Callable[..., ScanJobs], tmp_path: Path
+) -> None:
     work = with_node(lambda paths, peer, ae_title: None)
     id = received(work, tmp_path / "series")
     work.start()
     until(lambda: state(work, id) == "done")
     assert work._node is not None
+    assert work.standing(id).message is None
     work._node.forget(-1)
     assert work.cancel(id).state == "done"
+    assert "not known whether the result went to PACS@127.0.0.1" in (work.standing(id).message or "")
 
 
 GOOD = {"VERTICALS_DICOM_AE": "US", "VERTICALS_DICOM_PEERS": "PACS@10.0.0.5:104, OTHER@host"}

@@ -128,6 +128,7 @@ APPLICATION = Application(
     limits=LIMITS,
     calibration=calibration,
     predictor=FraudPredictor,
+    has_threshold=True,
     evaluate=evaluate,
     samples=lambda config, source: FraudData(config, sources=[source]),
     predict=predict,

@@ -24,7 +24,7 @@ from urllib3.util.retry import Retry
 from core.durable.files import written
 from core.errors import CapacityError, ConfigError, DataError, Unavailable
 from verticals.medical.connect import is_uid, reason, silence
-from verticals.medical.dicom.headers import FAULTS, quiet
+from verticals.medical.dicom.headers import FAULTS, MAX_FILE_BYTES, quiet
 
 TOKEN, USER, PASSWORD = (f"VERTICALS_DICOMWEB_{name}" for name in ("TOKEN", "USER", "PASSWORD"))
 CONNECT_SECONDS = 5.0
@@ -32,6 +32,8 @@ AS_STORED = (("application/dicom", "*"),)
 """Any transfer syntax."""
 MOST_INSTANCES = 5000
 MOST_BYTES = 8 * 2**30
+MOST_LISTED_BYTES = 2**24
+"""Of an answer that lists something."""
 
 
 @dataclass(frozen=True)
@@ -116,6 +118,7 @@ class DicomWeb:
             2, read=False, status_forcelist=(502, 503, 504), allowed_methods=("GET",), backoff_factor=0.2,
             raise_on_status=False, respect_retry_after_header=False,
         )  # fmt: skip
+        session.hooks["response"].append(self._bounded)
         session.mount(f"{parts.scheme}://", HTTPAdapter(max_retries=again))
         self._client = DICOMwebClient(
             self.name + parts.path.rstrip("/"),
@@ -126,6 +129,7 @@ class DicomWeb:
         self._client.set_http_retry_params(retry=False)  # it would send a large file's second try empty
         self._client.host = self.name.partition("//")[2]  # it would leave out the port, and cut an IPv6 address
         self._session = session
+        self._read = 0
 
     def close(self) -> None:
         self._session.close()
@@ -174,7 +178,7 @@ class DicomWeb:
 
         Raises:
             Unavailable: as above, or the disk is full.
-            DataError: as above, or the server sent fewer instances than it lists.
+            DataError: as above, or the server sent fewer instances than it lists, or those of another series.
             CapacityError: the series is larger than allowed.
         """
         _check("study", study_uid)
@@ -228,12 +232,36 @@ class DicomWeb:
         for dataset in self._client.iter_series(study_uid, series.uid, media_types=AS_STORED):
             if len(paths) == most_instances:
                 raise CapacityError(f"the series has over {most_instances} instances, which is the limit")
+            self._read = 0
+            if (dataset.get("StudyInstanceUID"), dataset.get("SeriesInstanceUID")) != (study_uid, series.uid):
+                raise DataError(
+                    f"{self.name} sent an instance of another study or series than was asked for: it may be another patient's, "
+                    "and nothing of it was kept; look into what stands between us and the archive"
+                )
             paths.append(folder / f"{len(paths) + 1:05}.dcm")
             with written(), quiet():
                 dataset.save_as(paths[-1], enforce_file_format=True)
                 size += paths[-1].stat().st_size
             if size > most_bytes:
                 raise CapacityError(f"the series has over {most_bytes} bytes, which is the limit")
+
+    def _bounded(self, response: requests.Response, **_: Any) -> requests.Response:
+        """The response, whose body raises CapacityError once more comes at a time than a slice, or a list, may have."""
+        chunks = response.iter_content
+        is_multipart = response.headers.get("content-type", "").startswith("multipart/")
+        most = MAX_FILE_BYTES + 2**20 if is_multipart else MOST_LISTED_BYTES
+        self._read = 0
+
+        def counted(*given: Any, **options: Any) -> Iterator[bytes]:
+            for chunk in chunks(*given, **options):
+                self._read += len(chunk)
+                if self._read > most:
+                    what = "an instance" if is_multipart else "an answer"
+                    raise CapacityError(f"{self.name} sends {what} of over {most / 2**20:.0f} MiB, which is the limit")
+                yield chunk
+
+        response.iter_content = counted  # type: ignore[method-assign]
+        return response
 
     def _store(self, dataset: pydicom.Dataset) -> pydicom.Dataset:
         """What the server says to a dataset."""

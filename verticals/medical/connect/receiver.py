@@ -29,7 +29,7 @@ from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
 from core.errors import CapacityError, ConfigError, DataError, Unavailable
 from verticals.medical.connect import reason, silence
 from verticals.medical.connect.arrivals import Arrivals, Round, identity
-from verticals.medical.dicom.headers import ENCODINGS, FAULTS, quiet
+from verticals.medical.dicom.headers import ENCODINGS, FAULTS, MAX_FILE_BYTES, quiet
 
 SUCCESS, NOT_AUTHORIZED, OUT_OF_RESOURCES, MISMATCH, UNINTELLIGIBLE = 0x0000, 0x0124, 0xA700, 0xA900, 0xC000
 MOST_ASSOCIATIONS = 10
@@ -114,6 +114,7 @@ class Receiver:
         _config.LOG_HANDLER_LEVEL = "none"
         self._peers = {peer.name: peer for peer in peers}
         self._callers: WeakKeyDictionary[Association, Peer] = WeakKeyDictionary()
+        self._coming: WeakKeyDictionary[Association, int] = WeakKeyDictionary()  # bytes of the message that comes
         self._on_series, self._retry_seconds = on_series, retry_seconds
         self._tick_seconds = min(1.0, quiet_seconds / 4)
         self._arrivals = Arrivals(
@@ -145,7 +146,11 @@ class Receiver:
             server = self._node.start_server(
                 self._address,
                 block=False,
-                evt_handlers=[(evt.EVT_REQUESTED, self._requested), (evt.EVT_C_STORE, self._stored)],
+                evt_handlers=[
+                    (evt.EVT_REQUESTED, self._requested),
+                    (evt.EVT_C_STORE, self._stored),
+                    (evt.EVT_PDU_RECV, self._came),
+                ],
             )
         except OSError as error:
             where = f"port {self._address[1]} of {self._address[0]}"
@@ -187,8 +192,18 @@ class Receiver:
         association.acse.send_reject(*_NOT_ALLOWED)
         association.kill()  # returns when the rejection is out; the connection would be cut before
 
+    def _came(self, event: evt.Event) -> None:
+        """Break off with a peer whose message is longer than a slice may be: all of it would be held in memory."""
+        association = event.assoc
+        self._coming[association] = self._coming.get(association, 0) + event.pdu.pdu_length
+        if self._coming[association] > MAX_FILE_BYTES + 2**20:
+            self._coming[association] = 0
+            logger.warning("a call was broken off: an instance of over %d MiB", MAX_FILE_BYTES // 2**20)
+            association.abort()
+
     def _stored(self, event: evt.Event) -> int:
         """The status that a C-STORE request is answered with."""
+        self._coming[event.assoc] = 0
         peer = self._callers.get(event.assoc)
         if peer is None:
             return NOT_AUTHORIZED

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from core.contract import Application, Arrays, Estimate, Limits, Session
-from core.errors import DataError
+from core.errors import DataError, LeakError
 from core.training.log import progress
 from verticals.medical.answer import write_answer
 from verticals.medical.connect.dicomweb import DicomWeb, choose_series
@@ -157,7 +157,16 @@ class Pacs:
 
 
 def samples(config: CtConfig, source: str) -> CtData:
-    """All cases of another data set, whatever its split and its other labels."""
+    """All cases of another data set, whatever its split and its other labels.
+
+    Raises:
+        DataError: the first fault of the data set.
+        LeakError: it is the one that the model was trained on.
+    """
+    if any(Path(own).resolve() == Path(source).resolve() for own in config.data.sources):
+        raise LeakError(
+            f"{source} is the data set that the model was trained on; without -i its test cases judge it, with -i another set"
+        )
     return CtData(config, Dataset.open(source, is_split=False))
 
 
@@ -230,6 +239,7 @@ APPLICATION = Application(
     limits=LIMITS,
     calibration=calibration,
     predictor=CtPredictor,
+    has_threshold=False,
     evaluate=evaluate,
     samples=samples,
     predict=predict,

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import gzip
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from pydicom.uid import generate_uid
 from core.errors import CapacityError, ConfigError, DataError, Unavailable
 from tests.servers import Orthanc, free_port
 from tests.verticals.medical.connect.conftest import NUM_SLICES, Archive, Log, Study, says_nothing_of
+from verticals.medical.connect import dicomweb
 from verticals.medical.connect.dicomweb import DicomWeb, Found, choose_series
 from verticals.medical.dicom.series import read_series
 from verticals.medical.dicom.write import write_series
@@ -242,6 +245,57 @@ def test_a_transfer_that_breaks_off_leaves_nothing(
         with DicomWeb(serve(answer)) as web, pytest.raises(DataError):
             web.fetch_series(study.study_uid, Found(study.series_uid, 1, 2), folder)
         assert list(folder.iterdir()) == []
+
+
+PARTS = 'multipart/related; type="application/dicom"; boundary=b'
+
+
+def test_a_series_that_was_not_asked_for_is_not_kept(
+    serve: Callable[[Answer], str], study: Study, tmp_path: Path
+) -> None:
+    """A cache between us and the archive may mix up patients."""
+    body = b"".join(
+        b"--b\r\nContent-Type: application/dicom\r\n\r\n" + path.read_bytes() + b"\r\n" for path in study.paths
+    )
+    url = serve(saying(200, body + b"--b--", PARTS))
+    asked = [(generate_uid(), study.series_uid), (study.study_uid, generate_uid())]
+    for study_uid, series_uid in asked:
+        with (
+            DicomWeb(url) as web,
+            pytest.raises(DataError, match="another study or series than was asked for") as caught,
+        ):
+            web.fetch_series(study_uid, Found(series_uid, 1, len(study.paths)), tmp_path)
+        assert says_nothing_of(study, str(caught.value))
+        assert list(tmp_path.glob("0*.dcm")) == []
+    with DicomWeb(url) as web:
+        assert len(web.fetch_series(study.study_uid, Found(study.series_uid, 1, len(study.paths)), tmp_path)) > 1
+
+
+def test_what_is_held_at_a_time_is_bounded(
+    serve: Callable[[Answer], str], study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent: list[int] = []
+
+    def endless(request: BaseHTTPRequestHandler) -> None:
+        request.send_response(200)
+        request.send_header("Content-Type", PARTS)
+        request.end_headers()
+        request.close_connection = True
+        request.wfile.write(b"--b\r\nContent-Type: application/dicom\r\n\r\n")
+        with suppress(OSError):
+            for _ in range(100):
+                sent.append(request.wfile.write(b"x" * 2**20))
+
+    monkeypatch.setattr(dicomweb, "MAX_FILE_BYTES", 3 * 2**20)
+    with DicomWeb(serve(endless)) as web, pytest.raises(CapacityError, match="an instance of over 4 MiB"):
+        web.fetch_series(study.study_uid, Found(study.series_uid, 1, 2), tmp_path)
+    assert len(sent) < 50
+    packed = gzip.compress(b"[" + b" " * (dicomweb.MOST_LISTED_BYTES + 10**6) + b"]")
+    with (
+        DicomWeb(serve(saying(200, packed, **{"Content-Encoding": "gzip"}))) as web,
+        pytest.raises(CapacityError, match="an answer of over 16 MiB"),
+    ):
+        web.find_series(study.study_uid)
 
 
 @pytest.mark.parametrize("status", [202, 409])

@@ -5,6 +5,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from pynetdicom.sop_class import Verification
 from core.errors import ConfigError, DataError, Unavailable
 from tests.servers import free_port
 from tests.verticals.medical.connect.conftest import NUM_SLICES, Archive, Log, Study, says_nothing_of
+from verticals.medical.connect import receiver as module
 from verticals.medical.connect.receiver import Peer, Receiver, send
 from verticals.medical.dicom.headers import ENCODINGS, decoding_plugin
 from verticals.medical.dicom.series import read_series
@@ -257,6 +259,25 @@ def test_what_is_not_a_ct_instance_is_answered_with_a_failure(
             assert stored(receiver, dataset) == 0xC000
     assert stored(receiver, dataset) == 0
     taken.wait(1)
+
+
+def test_an_instance_that_is_longer_than_a_slice_is_broken_off(
+    receive: Callable[..., Receiver], study: Study, taken: Taken, log: Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would be held in memory as a whole, several times."""
+    monkeypatch.setattr(module, "MAX_FILE_BYTES", 2 * 2**20)
+    receiver = receive()
+    dataset = pydicom.dcmread(study.paths[0])
+    dataset.PixelData = bytes(20 * 2**20)
+    node = AE(PACS.ae_title)
+    node.add_requested_context(CTImageStorage)
+    association = node.associate("127.0.0.1", receiver.port, ae_title=US)
+    with suppress(RuntimeError):  # it ended before all was sent
+        assert "Status" not in association.send_c_store(dataset)
+    until(lambda: not association.is_established)
+    assert "a call was broken off: an instance of over 2 MiB" in log.lines
+    send(study.paths, us(receiver), ae_title=PACS.ae_title)
+    taken.wait(NUM_SLICES)
 
 
 def test_a_full_disk_is_told(receive: Callable[..., Receiver], study: Study, taken: Taken, log: Log) -> None:
