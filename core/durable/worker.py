@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 import traceback
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -21,6 +22,18 @@ logger = logging.getLogger(__name__)
 
 class Cancelled(BaseException):
     """Raised out of a progress callback: the work is to stop. Not an Exception, so that no library swallows it."""
+
+
+def pause(seconds: float, tell: Callable[[float], None], *, done: float = 0.0, look_seconds: float = 0.2) -> None:
+    """Waits in a job, and ends where `tell` ends the job.
+
+    Args:
+        tell: the callback that the job was given; called with `done` every `look_seconds`.
+    """
+    until = time.monotonic() + seconds
+    while (left := until - time.monotonic()) > 0:
+        tell(done)
+        time.sleep(min(left, look_seconds))
 
 
 class Worker:

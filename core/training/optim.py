@@ -46,14 +46,11 @@ def optimizer_of(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer
         ConfigError: timm is not installed.
     """
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    wide = [p for p in trainable if config.optimizer == "muon" and p.ndim >= 2 and min(p.shape[:2]) >= NARROW]
-    apart = {id(parameter) for parameter in wide}
+    flat, kernels = [p for p in trainable if p.ndim < 2], [p for p in trainable if p.ndim >= 2]
     groups: list[dict[str, Any]] = [
-        {"params": wide, "weight_decay": config.weight_decay},
-        {"params": [p for p in trainable if p.ndim >= 2 and id(p) not in apart], "weight_decay": config.weight_decay},
-        {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
+        {"params": kernels, "weight_decay": config.weight_decay},
+        {"params": flat, "weight_decay": 0.0},
     ]
-    filled = [group for group in groups if group["params"]]
     if config.optimizer == "muon":
         try:
             from timm.optim.muon import Muon
@@ -61,10 +58,17 @@ def optimizer_of(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer
             raise ConfigError(
                 "fit.optim.optimizer is muon, which timm has, and timm is not installed: pip install timm, or take adamw"
             ) from error
-        for group in filled:
-            group["use_fallback"] = group["params"] is not wide
-        muon: torch.optim.Optimizer = Muon(filled, lr=config.lr, nesterov=True)
+        wide: dict[bool, list[nn.Parameter]] = {True: [], False: []}
+        for kernel in kernels:
+            wide[min(kernel.shape[:2]) >= NARROW].append(kernel)
+        groups = [
+            {"params": wide[True], "weight_decay": config.weight_decay, "use_fallback": False},
+            {"params": wide[False], "weight_decay": config.weight_decay, "use_fallback": True},
+            {"params": flat, "weight_decay": 0.0, "use_fallback": True},
+        ]
+        muon: torch.optim.Optimizer = Muon([group for group in groups if group["params"]], lr=config.lr, nesterov=True)
         return muon
+    filled = [group for group in groups if group["params"]]
     if config.optimizer == "sgd":
         return torch.optim.SGD(filled, lr=config.lr, momentum=0.99, nesterov=True)
     return torch.optim.AdamW(filled, lr=config.lr)

@@ -24,14 +24,14 @@ from core.contract import Estimate
 from core.durable.files import remove, written
 from core.durable.jobs import Job, Jobs, State, UnknownJob
 from core.durable.journal import KeyConflict
-from core.durable.worker import Cancelled, Worker
+from core.durable.worker import Worker
 from core.errors import ArtifactError, CapacityError, ConfigError, Conflict, DataError, Unavailable, VerticalsError
 from core.memory import resident_bytes
 from core.monitoring import metrics
 from verticals.medical.answer import write_answer
 from verticals.medical.connect import silence
 from verticals.medical.formats import NAMES, Format, Wanted, chosen
-from verticals.medical.node import RETRY_SECONDS, Node, check_port, linked
+from verticals.medical.node import Node, check_port, linked
 from verticals.medical.scan import opened, volume_of
 from verticals.medical.settings import Settings
 
@@ -307,33 +307,13 @@ class ScanJobs:
                 record = self._answered(folder / "input", answer, job.request["formats"], tell)
             finally:
                 self.turn.release()
-            return {**record, "sending": self._sent_back(job, answer / NAMES["seg"], tell)}
+            sending, segmentation = None, answer / NAMES["seg"]
+            if self._node is not None and job.request["peer"] is not None and segmentation.exists():
+                sending = self._node.put(job.request["peer"], job.id, segmentation, tell)
+            return {**record, "sending": sending}
         except ArtifactError as error:  # its text is about our files, and a job's text is shown to clients
             logger.error("job %s: %s", job.id[:8], str(error))
             raise ArtifactError("the service cannot answer now; its log says why") from None
-
-    def _sent_back(self, job: Job, segmentation: Path, tell: Callable[[float], None]) -> str | None:
-        """The id of the sending to the peer that the scan came from; None where there is nothing to send, or nobody."""
-        peer = job.request["peer"]
-        while self._node is not None and peer is not None and segmentation.exists():
-            tell(1.0)
-            try:
-                sending = self._node.put(peer, job.id, segmentation)
-            except Unavailable as error:  # the answer is there: it waits for room
-                logger.warning("the result of job %s has to wait: %s", job.id[:8], str(error))
-                until = time.monotonic() + RETRY_SECONDS
-                while time.monotonic() < until:
-                    tell(1.0)
-                    time.sleep(_LOOK_SECONDS)
-                continue
-            try:
-                tell(1.0)
-            except Cancelled:
-                if sending is not None:
-                    self._node.cancel(peer, sending)
-                raise
-            return sending
-        return None
 
     def _answered(
         self, folder: Path, answer: Path, formats: Sequence[Format] | None, tell: Callable[[float], None]

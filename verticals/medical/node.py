@@ -18,7 +18,7 @@ from typing import Any
 
 from core.durable.files import remove, written
 from core.durable.jobs import Job, Jobs, UnknownJob
-from core.durable.worker import Worker
+from core.durable.worker import Cancelled, Worker, pause
 from core.errors import ConfigError, Unavailable
 from verticals.medical.connect.receiver import Peer, Receiver, send
 from verticals.medical.formats import NAMES
@@ -26,7 +26,6 @@ from verticals.medical.settings import NodeSettings
 
 RETRY_SECONDS = 30.0
 """Between two tries to send a result."""
-_LOOK_SECONDS = 0.5
 logger = logging.getLogger(__name__)
 
 
@@ -66,10 +65,7 @@ class Outbox:
             else:
                 logger.info("the result of job %s went to %s", job.request["job"][:8], self._peer.name)
                 return {}
-            again = time.monotonic() + RETRY_SECONDS
-            while time.monotonic() < again:
-                tell(0.0)
-                time.sleep(_LOOK_SECONDS)
+            pause(RETRY_SECONDS, tell)
 
 
 class Node:
@@ -113,13 +109,30 @@ class Node:
         for outbox in self._outboxes.values():
             outbox.stop()
 
-    def put(self, peer: str, scan_job: str, segmentation: Path) -> str | None:
-        """Has a result sent; None where the peer is none any more."""
+    def put(self, peer: str, scan_job: str, segmentation: Path, tell: Callable[[float], None]) -> str | None:
+        """Has a result sent, once there is room for it; None where the peer is none any more.
+
+        Args:
+            tell: the job's; where it ends the job, nothing is sent.
+        """
         outbox = self._outboxes.get(peer)
         if outbox is None:
             logger.warning("the result of job %s goes nowhere: its sender is no peer any more", scan_job[:8])
             return None
-        return outbox.put(scan_job, segmentation)
+        tell(1.0)
+        while True:
+            try:
+                sending = outbox.put(scan_job, segmentation)
+                break
+            except Unavailable as error:
+                logger.warning("the result of job %s has to wait: %s", scan_job[:8], str(error))
+                pause(RETRY_SECONDS, tell, done=1.0)
+        try:
+            tell(1.0)
+        except Cancelled:
+            self.cancel(peer, sending)
+            raise
+        return sending
 
     def sending(self, peer: str, id: str) -> Job | None:
         """How a sending is doing; None where nothing is known of it any more."""

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import shutil
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any, cast
 
 import httpx
 import pytest
 
 from pipelines.train import train
 from tests.bento import Server, start, stop, wait_until_ready
+from tests.verticals.medical.scan_jobs import Brightness
 from tests.verticals.medical.uploads import Client, large, small, zipped
+from verticals.medical.ct.predictor import CtPredictor
+from verticals.medical.jobs import ScanJobs
 from verticals.medical.nifti import write_nifti
+from verticals.medical.settings import Settings
 
 NAME = "medical.ct"
 SEGMENT_SECONDS = 3.0
@@ -59,3 +64,33 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_nifti(large(), folder / "large.nii.gz")
     write_nifti(large(80), folder / "medium.nii.gz")
     return folder
+
+
+@pytest.fixture
+def model() -> Brightness:
+    return Brightness()
+
+
+@pytest.fixture
+def opened(tmp_path: Path, model: Brightness) -> Iterator[Callable[..., ScanJobs]]:
+    """Opens the jobs in one folder, again and again; what is open is stopped at the end."""
+    made: list[ScanJobs] = []
+
+    def make(**changes: Any) -> ScanJobs:
+        given: dict[str, Any] = {
+            "folder": tmp_path / "work",
+            "threads": 1,
+            "upload_bytes": 10**9,
+            "most_waiting": 5,
+            "queue_bytes": 10**9,
+            "segment_seconds": 1.0,
+            "keep_seconds": 100.0,
+            "node": None,
+            **changes,
+        }
+        made.append(ScanJobs(Settings(**given), lambda: cast(CtPredictor, model)))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.stop()

@@ -114,7 +114,8 @@ class CtPredictor:
 
     def estimate(self, requests: Sequence[Volume | Grid]) -> Estimate:
         """The most memory that this process will hold, and the seconds until all are answered and written down: upper bounds,
-        as if no window were air, every structure in every slice, and each scan a DICOM series. A Grid stands for a volume that has not been read yet.
+        as if no window were air, every structure in every slice, and each scan a DICOM series. A Grid stands for a volume
+        that has not been read yet.
 
         Raises:
             CapacityError: a volume of more windows than are ever taken.

@@ -63,21 +63,19 @@ PYTHON_PLUGIN = "pydicom"
 """The decoder that is no compiled library: whatever it is given, it ends in an exception at worst."""
 _PLUGINS = {
     "1.2.840.10008.1.2.5": (PYTHON_PLUGIN,),  # RLE
-    "1.2.840.10008.1.2.4.50": ("pillow", "gdcm"),  # JPEG, 8 bits
     "1.2.840.10008.1.2.4.57": ("gdcm",),  # JPEG lossless
     "1.2.840.10008.1.2.4.70": ("gdcm",),
     "1.2.840.10008.1.2.4.80": ("pyjpegls", "gdcm"),  # JPEG-LS
-    "1.2.840.10008.1.2.4.81": ("pyjpegls", "gdcm"),
     "1.2.840.10008.1.2.4.90": ("gdcm", "pylibjpeg"),  # JPEG 2000; pylibjpeg stands for OpenJPEG here
-    "1.2.840.10008.1.2.4.91": ("gdcm", "pylibjpeg"),
     "1.2.840.10008.1.2.4.201": ("pylibjpeg",),  # High-Throughput JPEG 2000
     "1.2.840.10008.1.2.4.202": ("pylibjpeg",),
+    "1.2.840.10008.1.2.4.81": ("pyjpegls", "gdcm"),  # from here on something may be lost
+    "1.2.840.10008.1.2.4.91": ("gdcm", "pylibjpeg"),
     "1.2.840.10008.1.2.4.203": ("pylibjpeg",),
+    "1.2.840.10008.1.2.4.50": ("pillow", "gdcm"),  # JPEG, 8 bits
 }
-"""pydicom's decoders by transfer syntax, best first. Those under a GPL are left out, which costs 12-bit JPEG."""
-_LOSSY = tuple(f"1.2.840.10008.1.2.4.{number}" for number in (81, 91, 203, 50))
-"""Near-lossless, or lossless only perhaps; the last has 8 bits."""
-ENCODINGS = (*_NATIVE, *(syntax for syntax in _PLUGINS if syntax not in _LOSSY), *_LOSSY)
+"""pydicom's decoders by transfer syntax, both best first. Those under a GPL are left out, which costs 12-bit JPEG."""
+ENCODINGS = (*_NATIVE, *_PLUGINS)
 """Transfer syntaxes whose pixels are read, the best first: a sender of several is asked for the first that it has."""
 _TERMS = (
     f" {' '.join(_WITHOUT_IMAGE)} CR CT DX MG MR NM OPT OT PT PX RF RTDOSE RTIMAGE SC SEG US XA XC MONOCHROME1 RGB "
