@@ -60,7 +60,7 @@ def test_a_result_goes_back_to_where_the_series_came_from(with_node: Callable[..
     until(lambda: state(work, id) == "done")
     with work.answer(id, "seg") as file:
         assert sent[1] == ("US to PACS@127.0.0.1", file.read())
-    assert list((tmp_path / "work/node/outgoing").rglob("seg.dcm")) == []
+    until(lambda: not list((tmp_path / "work/node/outgoing").rglob("seg.dcm")))  # it goes after the state is written
 
 
 def test_a_result_that_waits_to_be_sent_outlives_a_restart(
@@ -101,7 +101,7 @@ def test_a_result_that_cannot_be_sent_fails_by_name_and_can_be_fetched(
     assert standing.code == "undelivered"
     assert str(error) in (standing.message or "")
     work.answer(id, "seg").close()
-    assert list((tmp_path / "work/node/outgoing").rglob("seg.dcm")) == []
+    until(lambda: not list((tmp_path / "work/node/outgoing").rglob("seg.dcm")))  # it goes after the state is written
 
 
 def test_a_sending_can_be_cancelled(with_node: Callable[..., ScanJobs], tmp_path: Path) -> None:
