@@ -19,6 +19,7 @@ import openvino as ov
 from numpy.typing import NDArray
 
 from core.errors import ArtifactError, ConfigError
+from core.inference.session_openvino import runtime
 
 Samples = Sequence[Mapping[str, NDArray[Any]]]
 """One call each: arrays by the names of the model's inputs."""
@@ -72,8 +73,7 @@ def run(path: Path, samples: Samples) -> list[NDArray[np.float64]]:
         session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
         answers = [session.run(None, dict(sample)) for sample in samples]
     else:
-        core = ov.Core()
-        compiled = core.compile_model(core.read_model(path), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+        compiled = runtime().compile_model(runtime().read_model(path), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
         answers = [list(compiled(dict(sample)).values()) for sample in samples]
     return [
         np.concatenate([np.asarray(one, np.float64).ravel() for one in parts]) for parts in zip(*answers, strict=True)
@@ -106,7 +106,7 @@ def read_onnx(source: Path) -> onnx.ModelProto:
 
 def read_openvino(source: Path) -> ov.Model:
     try:
-        return ov.Core().read_model(source)
+        return runtime().read_model(source)
     except RuntimeError as error:
         reason = (str(error).strip().splitlines() or ["no reason given"])[-1]
         raise ArtifactError(f"{source} is no OpenVINO model ({reason}); export it again") from error

@@ -115,17 +115,14 @@ def _onnx_values(file: Path, feed: Arrays, names: set[str]) -> Arrays:
 
 
 def _openvino_values(file: Path, feed: Arrays, names: set[str], record: Record) -> Arrays:
-    import openvino as ov
+    from core.inference.session_openvino import HINTS, runtime
 
-    from core.inference.session_openvino import HINTS
-
-    core = ov.Core()
-    model = core.read_model(file)
+    model = runtime().read_model(file)
     found = {name: port for node in model.get_ordered_ops() for port in node.outputs() for name in port.get_names()}
     inner = {name: port for name, port in found.items() if name in names}
     for port in inner.values():
         if not any(target.get_node().get_type_name() == "Result" for target in port.get_target_inputs()):
             model.add_outputs([port])
-    compiled = core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": HINTS[record.precision]})
+    compiled = runtime().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": HINTS[record.precision]})
     results = compiled(feed)
     return {name: value for port, value in results.items() for name in port.get_names() if name in inner}

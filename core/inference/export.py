@@ -189,8 +189,10 @@ def to_openvino(source: Path, target: Path) -> None:
     import openvino as ov
     from openvino.passes import ConstantFolding, Manager
 
+    from core.inference.session_openvino import runtime
+
     try:
-        model = ov.Core().read_model(source)  # convert_model would tell its makers
+        model = runtime().read_model(source)  # convert_model would tell its makers
         passes = Manager()
         passes.register_pass(ConstantFolding())  # else weights that are reshaped are not seen as weights by quantizers
         passes.run_passes(model)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import queue
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,14 @@ from core.inference.session import Check, Precision, SessionConfig, kept, plain
 
 HINTS = {"float32": "f32", "int8": "f32", "bfloat16": "bf16", "int8-bfloat16": "bf16"}
 """OpenVINO would choose bfloat16 by itself where the processor has it: here it is asked for or does not happen."""
+
+
+@cache
+def runtime() -> ov.Core:
+    """The process's one Core. Each Core that is made gives the thread a stack for signals, and those that end in the order in
+    which they began leave it one that is gone: the next signal, a Ctrl-C or a service's end, would be a segmentation fault.
+    """
+    return ov.Core()
 
 
 class OpenVinoSession:
@@ -49,8 +58,7 @@ class OpenVinoSession:
             "ENABLE_CPU_PINNING": False,
         }
         try:
-            core = ov.Core()
-            compiled = core.compile_model(core.read_model(path), "CPU", settings)
+            compiled = runtime().compile_model(runtime().read_model(path), "CPU", settings)
         except RuntimeError as error:
             raise ArtifactError(f"{path} cannot be loaded by OpenVINO ({_line(error)}); export it again") from None
         used = compiled.get_property("INFERENCE_PRECISION_HINT").to_string()

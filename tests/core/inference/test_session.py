@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -256,6 +257,29 @@ def test_float32_in_openvino_is_float32_and_bfloat16_is_asked_for(opened: Opened
     errors = [float(np.abs(session(arrays)["y"] - wanted).max() / np.abs(wanted).max()) for session in (exact, coarse)]
     assert errors[0] < 2e-6
     assert 1e-3 < errors[1] < 2e-2
+
+
+def test_a_signal_after_models_came_and_went_is_handled(folder_of: Callable[..., Path]) -> None:
+    """As a service that changes versions and is then stopped; in a process of its own, which would end in a segmentation fault."""
+    (network,) = folder_of(Wide, "openvino").glob("*.xml")
+    code = f"""
+import gc, os, signal, time
+from pathlib import Path
+from core.inference.session_openvino import OpenVinoSession
+signal.signal(signal.SIGTERM, lambda *_: print("handled"))
+def made():
+    return OpenVinoSession(Path({str(network)!r}), inputs=(), outputs=())
+first = made()
+second = made()
+del first
+gc.collect()
+del second
+gc.collect()
+os.kill(os.getpid(), signal.SIGTERM)
+time.sleep(0.1)
+"""
+    ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stdout) == (0, "handled\n"), ended.stderr
 
 
 def test_bfloat16_on_a_processor_without_it_is_refused(opened: Opened, monkeypatch: pytest.MonkeyPatch) -> None:
