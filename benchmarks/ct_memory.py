@@ -202,12 +202,14 @@ def main() -> None:
     )
     table("labels", [{"beside": f"MONAI, {shared} classes", **same}, {"beside": f"float16, {classes} classes", **half}])
     telling = same["classes with 0.5 %"] >= LEAST_CLASSES
+    shares = [row["peak GB"] / row["promised GB"] for row in (beside, whole, halved)]
     goals = [
-        goal("peak within 15 % of the promise", all(abs(row["peak GB"] / row["promised GB"] - 1) <= 0.15 for row in (beside, whole, halved))),
+        goal("peak not above the promise", max(shares) <= 1),
         goal(f"labels equal MONAI's on 99.99 % of voxels, at least {LEAST_CLASSES} classes with 0.5 %", telling and same["equal"] >= 0.9999),
     ]  # fmt: skip
     if not given.quick:
-        goals += [
+        goals += [  # of a small scan the promise is mostly what writing its answer takes, which nobody does here
+            goal("peak within 15 % of the promise", min(shares) >= 0.85),
             goal("at most 4.5 GB carrying float32", whole["peak GB"] <= 4.5),
             goal("at most 3.5 GB carrying 16 bit", halved["peak GB"] <= 3.5),
             goal("not slower than MONAI", beside["s"] <= theirs["s"]),

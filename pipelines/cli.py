@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import signal
 import sys
 from collections.abc import Mapping, Sequence
@@ -202,10 +203,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
     finally:
         signal.signal(signal.SIGTERM, before)
-    if as_json:
-        print(json.dumps(result, ensure_ascii=False))
-    else:
-        print(result.get("text") or "\n".join(f"{key:<24} {value}" for key, value in result.items()))
+    try:
+        if as_json:
+            print(json.dumps(result, ensure_ascii=False))
+        else:
+            print(result.get("text") or "\n".join(f"{key:<24} {value}" for key, value in result.items()))
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever reads has read enough: `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return int(result.get("exit_code", 0))
 
 

@@ -53,6 +53,17 @@ def test_help_and_list_load_nothing_heavy(words: list[str]) -> None:
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
 
 
+def test_a_reader_that_has_read_enough_is_no_error() -> None:
+    command = subprocess.Popen(
+        [sys.executable, "-m", "pipelines.cli", "list"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert command.stdout is not None
+    command.stdout.close()  # `verticals list | head -0`
+    assert command.stderr is not None
+    assert (command.stderr.read(), command.wait()) == ("", 0)
+    command.stderr.close()
+
+
 def test_a_command_that_is_ended_clears_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
