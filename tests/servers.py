@@ -175,3 +175,45 @@ def orthanc() -> Iterator[Orthanc]:
             process.kill()  # ending in order takes it 4 s, and its data is thrown away
             process.wait(timeout=30)
         shutil.rmtree(folder)
+
+
+class Mosquitto:
+    """An MQTT broker on one port, that is ended and started again, its messages kept."""
+
+    def __init__(self, folder: Path) -> None:
+        self._binary = shutil.which("mosquitto") or shutil.which("mosquitto", path="/usr/sbin")
+        if self._binary is None:
+            missing("Mosquitto is not installed")
+        self.port = free_port()
+        self._config, self._log = folder / "mosquitto.conf", folder / "mosquitto.log"
+        user = f"user {pwd.getpwuid(os.geteuid()).pw_name}\n"
+        kept = f"persistence true\npersistence_location {folder}/\nautosave_interval 1\nautosave_on_changes true\n"
+        self._config.write_text(
+            f"listener {self.port} 127.0.0.1\nallow_anonymous true\n{user}{kept}max_queued_messages 0\n"
+        )
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        assert self._binary is not None
+        with self._log.open("ab") as log:
+            self._process = subprocess.Popen([self._binary, "-c", str(self._config)], stdout=log, stderr=log)
+        _wait(self._process, self.port, self._log)
+
+    def end(self) -> None:
+        if self._process is not None:
+            self._process.terminate()
+            self._process.wait(timeout=30)
+            self._process = None
+
+
+@pytest.fixture
+def mosquitto() -> Iterator[Mosquitto]:
+    """Started, with nobody connected."""
+    folder = Path(tempfile.mkdtemp(prefix="mosquitto-"))
+    broker = Mosquitto(folder)
+    try:
+        broker.start()
+        yield broker
+    finally:
+        broker.end()
+        shutil.rmtree(folder)

@@ -23,6 +23,9 @@ from verticals import APPLICATIONS, load
 STEPS = 20
 TOLERANCE = {"bf16": 0.05, "compile": 1e-3, "processes": 1e-3}
 """Largest relative difference of any of the 20 losses from float32 in one process; bf16 has 8 bits of mantissa."""
+GENTLE = "fit.optim.lr=3e-5"
+"""So that a rounding error stays one: at a large rate a training that assigns anchors to boxes takes another way after it."""
+
 
 pytestmark = pytest.mark.parametrize("name", APPLICATIONS)
 
@@ -53,19 +56,22 @@ def losses(path: Path) -> list[float]:
 
 @pytest.fixture(scope="module")
 def float32(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[float]]:
-    """Losses of one process in float32, by application."""
+    """Losses of one process in float32, by application, at the gentle rate."""
     made = {}
     for name in APPLICATIONS:
         path = tmp_path_factory.mktemp("float32") / "losses.jsonl"
-        train(name, str(path))
+        train(name, str(path), GENTLE)
         made[name] = losses(path)
     return made
 
 
-def test_losses_are_finite_and_fall(name: str, float32: dict[str, list[float]]) -> None:
-    assert len(float32[name]) == STEPS
-    assert np.isfinite(float32[name]).all()
-    assert np.mean(float32[name][-5:]) < np.mean(float32[name][:5])
+def test_losses_are_finite_and_fall(name: str, tmp_path: Path) -> None:
+    path = tmp_path / "losses.jsonl"
+    train(name, str(path))
+    found = losses(path)
+    assert len(found) == STEPS
+    assert np.isfinite(found).all()
+    assert np.mean(found[-5:]) < np.mean(found[:5])
 
 
 @pytest.mark.parametrize("how", ["bf16", "compile"])
@@ -73,13 +79,13 @@ def test_losses_are_finite_and_fall(name: str, float32: dict[str, list[float]]) 
 @pytest.mark.filterwarnings("ignore::UserWarning:torch")
 def test_losses_hold_in_other_arithmetic(name: str, how: str, float32: dict[str, list[float]], tmp_path: Path) -> None:
     path = tmp_path / "losses.jsonl"
-    train(name, str(path), "fit.precision=bf16" if how == "bf16" else "fit.compile=true")
+    train(name, str(path), GENTLE, "fit.precision=bf16" if how == "bf16" else "fit.compile=true")
     assert losses(path) == pytest.approx(float32[name], rel=TOLERANCE[how])
 
 
 def test_losses_hold_on_two_processes(name: str, float32: dict[str, list[float]], tmp_path: Path) -> None:
     path = tmp_path / "losses.jsonl"
-    launch(train, 2, name, str(path))
+    launch(train, 2, name, str(path), GENTLE)
     assert losses(path) == pytest.approx(float32[name], rel=TOLERANCE["processes"])
 
 

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
 
 APPLICATIONS = {
     "finance.fraud": "card fraud: a score, a decision and its reasons for every transaction",
+    "manufacturing.pcb": "PCB inspection: small defects on large boards, boxes and a verdict, on a line's PC without a GPU",
     "medical.ct": "CT segmentation: a mask of organs in patient space, DICOM in, DICOM SEG out, in bounded memory",
 }
 """Name -> one line. The name is also the module below `verticals`."""

@@ -89,17 +89,17 @@ class Door:
         keys: tuple[bytes, ...],
         body_limit_bytes: int,
         upload_limits: Mapping[str, int] = MappingProxyType({}),
-        index: str = "",
+        pages: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         """
         Args:
             keys: sha256 of each allowed API key; none leaves the door open.
-            index: HTML that `/` is answered with; BentoML's own page calls a tracker. The application's where empty.
+            pages: HTML by path, shown to everybody; `/` is one of them: BentoML's own page calls a tracker.
             upload_limits: bytes of a body by path, where another limit holds.
         """
         self._app, self._service, self._keys = app, service, keys
         self._body_limit, self._upload_limits = body_limit_bytes, upload_limits
-        self._index = index
+        self._pages = pages
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -112,7 +112,10 @@ class Door:
                 await self._app(scope, receive, brief)
             return
         headers = Headers(scope=scope)
-        allowed = scope["path"] in OPEN_PATHS or self._has_key(headers)
+        page = (
+            self._pages.get(scope["path"]) if scope["type"] == "http" and scope["method"] in ("GET", "HEAD") else None
+        )
+        allowed = scope["path"] in OPEN_PATHS or (page is not None and scope["path"] != "/") or self._has_key(headers)
         if scope["type"] == "websocket":
             await (self._app(scope, receive, send) if allowed else send({"type": "websocket.close", "code": 1008}))
             return
@@ -147,8 +150,8 @@ class Door:
         if not allowed:
             refusal = replace(of_status(401), headers={"WWW-Authenticate": "Bearer"})
             await self._refuse(refusal, exchange, scope, receive, send)
-        elif self._index and scope["path"] == "/" and scope["method"] in ("GET", "HEAD"):
-            await HTMLResponse(self._index, headers={"X-Request-ID": exchange.request_id})(scope, receive, send)
+        elif page is not None:
+            await HTMLResponse(page, headers={"X-Request-ID": exchange.request_id})(scope, receive, send)
         elif length.isdecimal() and int(length) > limit:
             await self._refuse(Problem(413, "too_large", _limit_text(limit)), exchange, scope, receive, send)
         else:
@@ -271,6 +274,10 @@ class GuardedService(Service[Any]):  # type: ignore[misc]
         """Bytes of a body by path, for endpoints that stream it (`uploads.py`)."""
         return {}
 
+    def pages(self) -> Mapping[str, str]:
+        """HTML by path, for everybody: a page holds nothing, and asks for the key where it calls an endpoint."""
+        return {}
+
     def __attrs_post_init__(self) -> None:
         super().__attrs_post_init__()
         keep_private()
@@ -286,7 +293,7 @@ class GuardedService(Service[Any]):  # type: ignore[misc]
             keys=_keys(),
             body_limit_bytes=self.body_limit_bytes,
             upload_limits=self.upload_limits(),
-            index=self._index(),
+            pages={"/": self._index(), **self.pages()},
         )
 
     def _index(self) -> str:

@@ -1,0 +1,51 @@
+"""Where a board lies on its golden one, and where the two differ."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from core.errors import DataError
+from verticals.manufacturing.golden import GateConfig, align, differences, shifted
+from verticals.manufacturing.pcb.synthetic import SyntheticConfig, make_board
+
+CONFIG = SyntheticConfig(shape=(700, 900), clean=1.0)
+
+
+@pytest.mark.parametrize("shape", [(300, 260), (1500, 2300)])
+@pytest.mark.parametrize(("right", "down"), [(0, 0), (3, -2), (-17, 9), (30, 31)])
+def test_the_shift_is_found(right: int, down: int, shape: tuple[int, int]) -> None:
+    made = make_board(CONFIG.model_copy(update={"shape": shape}), 3)
+    found = align(shifted(made.picture, right, down), made.golden, search=32)
+    assert (found.right, found.down) == (right, down)
+    assert (found.golden == shifted(made.golden, right, down)).all()
+
+
+def test_a_board_shifted_by_more_is_refused() -> None:
+    made = make_board(CONFIG, 0)
+    with pytest.raises(DataError, match="lies 21 pixels to the right and 0 down .* searched is up to 8"):
+        align(shifted(made.picture, 21, 0), made.golden, search=8)
+
+
+def test_another_size_is_refused_with_both() -> None:
+    made = make_board(CONFIG, 0)
+    with pytest.raises(DataError, match="900 x 700 pixels and its golden board 898 x 700"):
+        align(made.picture, np.ascontiguousarray(made.golden[:, :-2]), search=8)
+
+
+def test_another_product_is_refused() -> None:
+    with pytest.raises(DataError, match="does not look like its golden board|lies"):
+        align(make_board(CONFIG, 0).picture, make_board(CONFIG, 1).golden, search=32)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_every_defect_differs_and_a_clean_board_nowhere(seed: int) -> None:
+    gate = GateConfig()
+    made = make_board(CONFIG.model_copy(update={"clean": 0.0, "noise": 6.0}), seed, num_defects=10)
+    differs = differences(made.picture, made.golden, gate)
+    for x1, y1, x2, y2 in made.boxes.corners.astype(int):
+        assert differs[y1:y2, x1:x2].any()
+    clean = make_board(CONFIG.model_copy(update={"noise": 6.0}), seed)
+    assert not differences(clean.picture, clean.golden, gate).any()
+    moved = shifted(clean.picture, 1, -1)
+    assert not differences(moved, clean.golden, gate).any()  # an edge that lies a pixel off is no difference

@@ -1,0 +1,180 @@
+"""A product's golden board beside a board that came: where it lies, and where the two differ by more than noise.
+
+The board may be shifted, not turned: phase correlation finds the shift, coarsely on a smaller picture and exactly on parts of
+the whole one. Edges that lie a pixel off are no difference.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+from scipy import fft
+
+from core.config import Config
+from core.errors import DataError
+from verticals.manufacturing.pictures import Picture
+
+COARSE = 1024
+"""Longest side of the smaller picture, in pixels."""
+PART = 384
+"""Side of the parts that the exact shift is found on."""
+PARTS = 3
+"""So many along each axis."""
+LEAST_LIKENESS = 0.3
+"""Correlation of board and golden board, from -1 to 1, below which they are not of one product."""
+BETTER = 0.1
+"""By so much more they are alike where the board lies farther off than is searched; patterns that repeat are a little."""
+
+
+class GateConfig(Config):
+    """What counts as a difference from the golden board."""
+
+    search: int = Field(32, ge=0)
+    """Pixels that a board may be shifted by, in each direction."""
+    noise: int = Field(48, ge=0, le=255)
+    """Grey values that a pixel may differ by."""
+    slack: int = Field(1, ge=0, le=8)
+    """Pixels that an edge may be off."""
+    least_pixels: int = Field(4, ge=1)
+    """Pixels that differ within a square of 5 x 5, from which on they are no noise."""
+
+
+class Aligned(NamedTuple):
+    """The golden board where the board lies."""
+
+    golden: Picture
+    """[Y, X, C]; its edge is repeated where it had none."""
+    right: int
+    down: int
+    """Pixels that the board lies to the right and down of its golden one."""
+
+
+def align(board: Picture, golden: Picture, *, search: int) -> Aligned:
+    """
+    Args:
+        search: pixels that the board may be shifted by.
+
+    Raises:
+        DataError: of different sizes, shifted by more, or not of one product.
+    """
+    if board.shape != golden.shape:
+        sizes = [f"{one.shape[1]} x {one.shape[0]}" for one in (board, golden)]
+        raise DataError(
+            f"the board has {sizes[0]} pixels and its golden board {sizes[1]}: teach the product again, by one of this size"
+        )
+    ours, its = _grey(board), _grey(golden)
+    right, down, beyond = _shift(ours, its, search)
+    moved = shifted(golden, right, down)
+    likeness = _likeness(ours, _grey(moved))
+    if beyond != (right, down) and _likeness(ours, _grey(shifted(golden, *beyond))) > likeness + BETTER:
+        raise DataError(
+            f"the board lies {beyond[0]} pixels to the right and {beyond[1]} down of its golden board; searched is up to {search}: "
+            "mount it as taught, raise the search range, or teach the product again"
+        )
+    if likeness < LEAST_LIKENESS:
+        raise DataError(
+            f"the board does not look like its golden board (correlation {likeness:.2f}, needed {LEAST_LIKENESS:g}): it is another "
+            "product, turned, or shifted by more than is searched"
+        )
+    return Aligned(moved, right, down)
+
+
+def shifted(picture: Picture, right: int, down: int) -> Picture:
+    """The picture so many pixels to the right and down; its edge is repeated."""
+    if not right and not down:
+        return picture
+    height, width = picture.shape[:2]
+    rows = np.clip(np.arange(height) - down, 0, height - 1)
+    columns = np.clip(np.arange(width) - right, 0, width - 1)
+    return np.ascontiguousarray(picture[rows[:, None], columns])
+
+
+def differences(board: Picture, golden: Picture, config: GateConfig) -> NDArray[np.bool_]:
+    """[Y, X] where the board differs from its aligned golden one by more than noise."""
+    size = 2 * config.slack + 1
+    kernel = np.ones((size, size), np.uint8)
+    over = cv2.subtract(board, cv2.dilate(golden, kernel).reshape(golden.shape))
+    under = cv2.subtract(cv2.erode(golden, kernel).reshape(golden.shape), board)
+    beyond = cv2.max(over, under).reshape(golden.shape).max(axis=2)
+    differs = (beyond > config.noise).astype(np.float32)
+    counted = cv2.boxFilter(differs, -1, (5, 5), normalize=False)
+    return np.asarray((counted >= config.least_pixels - 0.5) & (differs > 0))
+
+
+def _grey(picture: Picture) -> NDArray[np.uint8]:
+    grey = picture[..., 0] if picture.shape[2] == 1 else cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY)
+    return np.ascontiguousarray(grey, np.uint8)
+
+
+def _shift(board: NDArray[np.uint8], golden: NDArray[np.uint8], search: int) -> tuple[int, int, tuple[int, int]]:
+    """Whole pixels to the right and down within the search range, and where the best of all places lies."""
+    height, width = board.shape
+    factor = max(1, -(-max(height, width) // COARSE))
+    small = [
+        cv2.resize(one, (width // factor, height // factor), interpolation=cv2.INTER_AREA).astype(np.float32)
+        if factor > 1
+        else one.astype(np.float32)
+        for one in (board, golden)
+    ]
+    within, anywhere = (
+        _correlated(small[0], small[1], most) for most in (-(-search // factor) + (factor > 1), max(height, width))
+    )
+    beyond = anywhere[0] * factor, anywhere[1] * factor
+    right, down = within[0] * factor, within[1] * factor
+    if factor > 1:
+        more = _refined(board, golden, right, down, 2 * factor)
+        right, down = right + more[0], down + more[1]
+    right, down = (max(-search, min(search, place)) for place in (right, down))
+    return right, down, beyond if max(map(abs, beyond)) > search + factor else (right, down)
+
+
+def _refined(board: NDArray[np.uint8], golden: NDArray[np.uint8], right: int, down: int, most: int) -> tuple[int, int]:
+    """Pixels more, the median of parts that have a pattern."""
+    height, width = board.shape
+    found = []
+    for row in range(PARTS):
+        for column in range(PARTS):
+            y, x = ((2 * at + 1) * length // (2 * PARTS) - PART // 2 for at, length in ((row, height), (column, width)))
+            from_y, from_x = y - down, x - right
+            if min(y, x, from_y, from_x) < 0 or max(y, from_y) + PART > height or max(x, from_x) + PART > width:
+                continue
+            part = board[y : y + PART, x : x + PART].astype(np.float32)
+            its = golden[from_y : from_y + PART, from_x : from_x + PART].astype(np.float32)
+            if part.std() > 1 and its.std() > 1:
+                found.append(_correlated(part, its, most))
+    more = np.median(np.array(found), axis=0) if found else np.zeros(2)
+    return round(float(more[0])), round(float(more[1]))
+
+
+def _correlated(board: NDArray[np.float32], golden: NDArray[np.float32], most: int) -> tuple[int, int]:
+    """Whole pixels to the right and down, by phase correlation within a window that fades to the edges.
+
+    Source: Kuglin and Hines 1975.
+
+    Args:
+        most: pixels that are looked at in each direction.
+    """
+    height, width = board.shape
+    window = cv2.createHanningWindow((width, height), cv2.CV_32F)
+    one, other = (fft.rfft2((picture - picture.mean()) * window) for picture in (board, golden))
+    cross = one * np.conj(other)
+    surface = fft.irfft2(cross / np.maximum(np.abs(cross), 1e-9), s=board.shape)
+    rows, columns = (np.arange(-min(most, (n - 1) // 2), min(most, (n - 1) // 2) + 1) for n in (height, width))
+    seen = surface[np.ix_(rows % height, columns % width)]
+    row, column = np.unravel_index(int(seen.argmax()), seen.shape)
+    return int(columns[column]), int(rows[row])
+
+
+def _likeness(one: NDArray[np.uint8], other: NDArray[np.uint8]) -> float:
+    """Correlation of grey values, 1 where both are of one value."""
+    small = [
+        cv2.resize(picture, None, fx=0.25, fy=0.25, interpolation=cv2.INTER_AREA).astype(np.float32).ravel()
+        for picture in (one, other)
+    ]
+    small = [values - values.mean() for values in small]
+    scale = float(np.sqrt((small[0] @ small[0]) * (small[1] @ small[1])))
+    return float(small[0] @ small[1]) / scale if scale > 0 else 1.0

@@ -1,0 +1,49 @@
+"""A board's verdict from its findings, by rules for each class."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+from pydantic import Field
+
+from core.config import Config
+from verticals.manufacturing.boxes import Boxes
+
+Verdict = Literal["pass", "fail", "unknown"]
+"""`unknown` where nobody taught the product: it never passes."""
+
+
+class Rule(Config):
+    """What findings of one class do to a board."""
+
+    threshold: float | None = Field(None, ge=0, le=1)
+    """Score from which on a finding counts; the model's own for the class where None."""
+    least_pixels: float = Field(0.0, ge=0)
+    """Area of the box in square pixels from which on it counts."""
+    most: int = Field(0, ge=0)
+    """So many that count are allowed."""
+    ignored: bool = False
+    """Whether findings of the class are shown, and decide nothing."""
+
+
+def counts(
+    findings: Boxes, classes: Sequence[str], thresholds: Mapping[str, float], rules: Mapping[str, Rule]
+) -> list[bool]:
+    """Whether each finding counts against its board."""
+    areas = findings.areas
+    found = []
+    for number, (kind, score) in enumerate(zip(findings.classes.tolist(), findings.scores.tolist(), strict=True)):
+        name = classes[kind]
+        rule = rules.get(name, Rule())
+        threshold = thresholds[name] if rule.threshold is None else rule.threshold
+        found.append(not rule.ignored and score >= threshold and float(areas[number]) >= rule.least_pixels)
+    return found
+
+
+def verdict_of(findings: Boxes, counted: Sequence[bool], classes: Sequence[str], rules: Mapping[str, Rule]) -> Verdict:
+    """`fail` where more findings of a class count than its rule allows."""
+    totals: dict[str, int] = {}
+    for kind, is_counted in zip(findings.classes.tolist(), counted, strict=True):
+        totals[classes[kind]] = totals.get(classes[kind], 0) + is_counted
+    return "fail" if any(total > rules.get(name, Rule()).most for name, total in totals.items()) else "pass"
