@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import math
 import os
 import platform
 import threading
@@ -11,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Self
 
-from core.errors import ConfigError
+from core.environment import positive
 
 MEMORY_GB = "VERTICALS_MEMORY_GB"
 """What a process may hold, in GB."""
@@ -53,14 +52,8 @@ def memory_limit() -> int:
     Raises:
         ConfigError: the variable holds no number above 0.
     """
-    if (given := os.environ.get(MEMORY_GB)) is not None:
-        try:
-            stated = float(given)
-        except ValueError:
-            stated = math.nan
-        if not 0 < stated < math.inf:
-            raise ConfigError(f"{MEMORY_GB} is {given!r}; allowed is a number above 0")
-        return int(stated * 1e9)
+    if MEMORY_GB in os.environ:
+        return int(positive(MEMORY_GB, 1) * 1e9)
     found = []
     for name in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
         with suppress(OSError, ValueError):

@@ -16,7 +16,8 @@ import bentoml
 from bentoml.exceptions import BentoMLException
 from pydantic import BaseModel, Field
 
-from core.errors import ConfigError, DataError, VerticalsError
+from core.environment import whole
+from core.errors import DataError, VerticalsError
 from core.monitoring import metrics
 from core.serving.batcher import Batcher
 from core.serving.http import GuardedService
@@ -64,10 +65,7 @@ def threads() -> int:
     Raises:
         ConfigError: not a whole number from 1 on.
     """
-    given = os.environ.get("VERTICALS_THREADS", "1")
-    if not given.isdecimal() or int(given) < 1:
-        raise ConfigError(f"VERTICALS_THREADS is {given!r}; allowed is a whole number from 1 on")
-    return int(given)
+    return whole("VERTICALS_THREADS", 1)
 
 
 class Finance:

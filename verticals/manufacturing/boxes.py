@@ -81,11 +81,8 @@ def overlap(one: NDArray[np.floating], other: NDArray[np.floating]) -> NDArray[n
     return ratio
 
 
-def suppressed(boxes: Boxes, *, most_overlap: float, groups: NDArray[np.integer] | None = None) -> NDArray[np.intp]:
+def suppressed(boxes: Boxes, *, most_overlap: float) -> NDArray[np.intp]:
     """Places of the boxes that no better one of their class overlaps by more than so much, best first.
-
-    Args:
-        groups: [N] pictures that the boxes are of; only boxes of one picture suppress each other.
 
     Source: greedy non-maximum suppression, as torchvision's `batched_nms`.
     """
@@ -93,11 +90,8 @@ def suppressed(boxes: Boxes, *, most_overlap: float, groups: NDArray[np.integer]
     if not len(order):
         return order
     extent = float(boxes.corners.max() - min(0.0, float(boxes.corners.min()))) + 1
-    kinds = boxes.classes if groups is None else boxes.classes + groups * (int(boxes.classes.max()) + 1)
-    _, apart = np.unique(
-        kinds, return_inverse=True
-    )  # each kind on a sheet of its own, in float64: sheets lie far apart
-    corners = (boxes.corners.astype(np.float64) + apart.reshape(-1, 1) * extent)[order]
+    sheets = boxes.classes[:, None] * extent  # classes lie far apart, in float64
+    corners = (boxes.corners.astype(np.float64) + sheets)[order]
     kept = []
     left = np.arange(len(order))
     while len(left):

@@ -141,9 +141,3 @@ class Products:
         """In order of their PartIds."""
         names = sorted(path.name for path in self._folder.iterdir() if not path.name.startswith("."))
         return [self.get(name) for name in names]
-
-    def forget(self, part_id: str) -> None:
-        """Its boards are unknown from now on. Raises UnknownPart."""
-        self.get(part_id)
-        with self._lock:
-            remove(self._folder / part_id)

@@ -7,7 +7,7 @@ is the same bytes however often it is sent. Results, pictures and verdicts lie i
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -123,19 +123,6 @@ class Results(Database):
         """Of a result, by finding."""
         rows = self.rows("SELECT finding, verdict, class FROM judgement WHERE result_id = ?", (id,))
         return {finding: (verdict, kind) for finding, verdict, kind in rows}
-
-    def judged(self) -> Iterator[Kept]:
-        """Results all of whose findings an operator has judged, and that have one; in order."""
-        last = 0
-        while rows := self.rows(
-            "SELECT seq, id, payload FROM result WHERE seq > ? AND id IN (SELECT result_id FROM judgement) ORDER BY seq LIMIT 100",
-            (last,),
-        ):
-            for row in rows:
-                kept = Kept(*row)
-                last = kept.seq
-                if len(self.judgements(kept.id)) == len(kept.record["ResultContent"]["findings"]):
-                    yield kept
 
     def forget(self, before: float) -> list[str]:
         """Drops results made before then, their judgements with them; their ids."""

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from verticals.manufacturing.pcb.predictor import Inspection, PcbPredictor
     from verticals.manufacturing.pictures import Picture
     from verticals.manufacturing.products import Product
+    from verticals.manufacturing.results import Kept
 
 APPLICATION = "manufacturing.pcb"
 TIMEOUT_SECONDS = 300
@@ -214,10 +215,7 @@ class Manufacturing:
     async def results(self, request: Asked, /) -> Listing:
         """The line's results, the newest first, with what operators said of them."""
         kept = await asyncio.to_thread(self._line.results.newest, request.count, before=request.before)
-        rows = []
-        for one in kept:
-            judged = self._line.results.judgements(one.id)
-            rows.append({**one.record, "judgements": {str(finding): list(words) for finding, words in judged.items()}})
+        rows = [self._row(one) for one in kept]
         return Listing(results=rows, next=kept[-1].seq if len(kept) == request.count else None)
 
     @bentoml.api
@@ -230,10 +228,12 @@ class Manufacturing:
     async def judge(self, request: Judged, /) -> Listing:
         """Keep an operator's word on a finding; the result's row as it is then."""
         await asyncio.to_thread(self._line.judge, request.result_id, request.finding, request.verdict, request.kind)
-        kept = self._line.results.get(request.result_id)
+        return Listing(results=[self._row(self._line.results.get(request.result_id))], next=None)
+
+    def _row(self, kept: Kept) -> dict[str, Any]:
+        """A result with what operators said of its findings."""
         judged = self._line.results.judgements(kept.id)
-        row = {**kept.record, "judgements": {str(finding): list(words) for finding, words in judged.items()}}
-        return Listing(results=[row], next=None)
+        return {**kept.record, "judgements": {str(finding): list(words) for finding, words in judged.items()}}
 
     async def _inspected(self, request: BoardPicture) -> tuple[Inspection, Picture, Product | None]:
         with tempfile.TemporaryDirectory(dir=self._settings.folder) as folder:

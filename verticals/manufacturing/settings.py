@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import socket
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from core.aliases import alias_file
+from core.environment import cores, positive, whole
 from core.errors import ConfigError
 from core.memory import memory_limit
 
@@ -51,18 +51,17 @@ def from_environment() -> Settings:
     folder = os.environ.get("VERTICALS_LINE_STORE")
     watched = os.environ.get("VERTICALS_LINE_FOLDER")
     broker = os.environ.get("VERTICALS_MQTT_URL")
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     settings = Settings(
         folder=Path(folder).expanduser() if folder else alias_file().parent / "manufacturing",
         watched=Path(watched).expanduser() if watched else None,
-        settle_seconds=_positive("VERTICALS_LINE_SETTLE_SECONDS", 0.5),
+        settle_seconds=positive("VERTICALS_LINE_SETTLE_SECONDS", 0.5),
         line_id=os.environ.get("VERTICALS_LINE_ID", f"verticals-{socket.gethostname()}"),
         broker=_broker(broker) if broker else None,
         opcua=_endpoint(os.environ.get("VERTICALS_OPCUA_URL")),
-        threads=_whole("VERTICALS_THREADS", 1),
-        streams=_whole("VERTICALS_STREAMS", cores),
-        upload_bytes=int(1e9 * _positive("VERTICALS_UPLOAD_GB", 0.5)),
-        keep_seconds=24 * 3600 * _positive("VERTICALS_RESULTS_KEEP_DAYS", 30),
+        threads=whole("VERTICALS_THREADS", 1),
+        streams=whole("VERTICALS_STREAMS", cores()),
+        upload_bytes=int(1e9 * positive("VERTICALS_UPLOAD_GB", 0.5)),
+        keep_seconds=24 * 3600 * positive("VERTICALS_RESULTS_KEEP_DAYS", 30),
     )
     if settings.watched is not None:
         if not settings.watched.is_dir():
@@ -84,21 +83,3 @@ def _endpoint(url: str | None) -> str | None:
     if url is not None and not url.startswith("opc.tcp://"):
         raise ConfigError("VERTICALS_OPCUA_URL is none; allowed is opc.tcp://HOST:PORT")
     return url
-
-
-def _whole(name: str, default: int) -> int:
-    given = os.environ.get(name, str(default))
-    if not given.isdecimal() or int(given) < 1:
-        raise ConfigError(f"{name} is {given!r}; allowed is a whole number from 1 on")
-    return int(given)
-
-
-def _positive(name: str, default: float) -> float:
-    given = os.environ.get(name, str(default))
-    try:
-        value = float(given)
-    except ValueError:
-        value = math.nan
-    if not 0 < value < math.inf:
-        raise ConfigError(f"{name} is {given!r}; allowed is a number above 0")
-    return value

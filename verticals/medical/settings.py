@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from core.aliases import alias_file
+from core.environment import cores, positive, whole
 from core.errors import ConfigError
 from core.memory import memory_limit
 
@@ -63,12 +63,12 @@ def from_environment() -> Settings:
     folder = os.environ.get("VERTICALS_JOBS")
     return Settings(
         folder=Path(folder).expanduser() if folder else alias_file().parent / "medical",
-        threads=_whole("VERTICALS_THREADS", _cores()),
+        threads=whole("VERTICALS_THREADS", cores()),
         upload_bytes=_bytes("VERTICALS_UPLOAD_GB", 2),
-        most_waiting=_whole("VERTICALS_QUEUE_JOBS", 100),
+        most_waiting=whole("VERTICALS_QUEUE_JOBS", 100),
         queue_bytes=_bytes("VERTICALS_QUEUE_GB", 50),
-        segment_seconds=_positive("VERTICALS_SEGMENT_SECONDS", 30),
-        keep_seconds=3600 * _positive("VERTICALS_JOBS_KEEP_HOURS", 24),
+        segment_seconds=positive("VERTICALS_SEGMENT_SECONDS", 30),
+        keep_seconds=3600 * positive("VERTICALS_JOBS_KEEP_HOURS", 24),
         node=_node(),
     )
 
@@ -87,8 +87,8 @@ def _node() -> NodeSettings | None:
         host=os.environ.get("VERTICALS_DICOM_HOST", "127.0.0.1"),
         port=_port("VERTICALS_DICOM_PORT", 11112),
         peers=_peers(os.environ.get("VERTICALS_DICOM_PEERS", "")),
-        quiet_seconds=_positive("VERTICALS_DICOM_QUIET_SECONDS", 30),
-        give_up_seconds=3600 * _positive("VERTICALS_DICOM_RETRY_HOURS", 12),
+        quiet_seconds=positive("VERTICALS_DICOM_QUIET_SECONDS", 30),
+        give_up_seconds=3600 * positive("VERTICALS_DICOM_RETRY_HOURS", 12),
     )
 
 
@@ -111,34 +111,11 @@ def _peers(text: str) -> tuple[Peer, ...]:
     return tuple(peers)
 
 
-def _cores() -> int:
-    """Those that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _whole(name: str, default: int) -> int:
-    given = os.environ.get(name, str(default))
-    if not given.isdecimal() or int(given) < 1:
-        raise ConfigError(f"{name} is {given!r}; allowed is a whole number from 1 on")
-    return int(given)
-
-
 def _port(name: str, default: int) -> int:
-    if (port := _whole(name, default)) > 65535:
+    if (port := whole(name, default)) > 65535:
         raise ConfigError(f"{name} is {port}; allowed are 1 to 65535")
     return port
 
 
-def _positive(name: str, default: float) -> float:
-    given = os.environ.get(name, str(default))
-    try:
-        value = float(given)
-    except ValueError:
-        value = math.nan
-    if not 0 < value < math.inf:
-        raise ConfigError(f"{name} is {given!r}; allowed is a number above 0")
-    return value
-
-
 def _bytes(name: str, default: float) -> int:
-    return int(_positive(name, default) * 1e9)
+    return int(positive(name, default) * 1e9)

@@ -40,10 +40,9 @@ def test_suppression_is_torchvisions(seed: int, most: float) -> None:
     assert ours.tolist() == theirs.tolist()
 
 
-def test_pictures_suppress_none_of_each_other() -> None:
+def test_classes_suppress_none_of_each_other() -> None:
     boxes = boxes_of([[0, 0, 10, 10]] * 4, [0, 0, 1, 0], [0.9, 0.8, 0.7, 0.6])
     assert suppressed(boxes, most_overlap=0.5).tolist() == [0, 2]
-    assert suppressed(boxes, most_overlap=0.5, groups=np.array([0, 1, 0, 0])).tolist() == [0, 1, 2]
 
 
 def test_boxes_without_area_overlap_nothing() -> None:

@@ -12,6 +12,7 @@ import json
 import logging
 import threading
 from collections.abc import Coroutine
+from datetime import UTC, datetime
 from typing import Any
 
 from asyncua import ua
@@ -98,8 +99,6 @@ class ResultServer:
         await self._server.start()
 
     async def _publish(self, payload: bytes) -> None:
-        from datetime import UTC, datetime
-
         record = json.loads(payload)
         event = self._events.event
         event.ResultId, event.PartId = record["ResultId"], record["PartId"]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -35,14 +35,11 @@ class Dataset:
     split: Split
 
     @classmethod
-    def open(
-        cls, root: Path | str, *, split: Split = "board", seed: int = 0, groups: Mapping[str, str] | None = None
-    ) -> Dataset:
+    def open(cls, root: Path | str, *, split: Split = "board", seed: int = 0) -> Dataset:
         """
         Args:
             split: `board` refuses lists that share a board; `published` takes them as they are.
             seed: of the split, where the data set has none.
-            groups: name of a picture -> its board, where the format does not tell.
 
         Raises:
             DataError: no data set, or its first fault.
@@ -50,8 +47,6 @@ class Dataset:
         """
         root = Path(root)
         listed = read_boards(root)
-        if groups:
-            listed = _regrouped(listed, groups)
         sides = _sides(listed, split, seed)
         if split == "board":
             _refuse_leaks(sides)
@@ -96,16 +91,6 @@ class Dataset:
             "with_template": sum(board.template is not None for board in every),
             "sha256": total.hexdigest(),
         }
-
-
-def _regrouped(listed: Listed, groups: Mapping[str, str]) -> Listed:
-    return replace(
-        listed,
-        sides={
-            side: tuple(replace(board, group=groups.get(board.name, board.group)) for board in boards)
-            for side, boards in listed.sides.items()
-        },
-    )
 
 
 def _sides(listed: Listed, split: Split, seed: int) -> dict[str, tuple[Board, ...]]:

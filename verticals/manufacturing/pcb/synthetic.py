@@ -7,7 +7,6 @@ none, a pin-hole goes through a pad. A box is what the defect changed, and a mar
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -22,6 +21,8 @@ from pydantic import Field
 from core.config import Config
 from core.errors import DataError
 from verticals.manufacturing.boxes import Boxes, boxes_of
+from verticals.manufacturing.pcb.boards import Board, Listed
+from verticals.manufacturing.pcb.formats import coco
 from verticals.manufacturing.pictures import Picture
 
 CLASSES = ("open", "short", "mousebite", "spur", "copper", "pin-hole")
@@ -307,29 +308,23 @@ def write_dataset(config: SyntheticConfig, folder: Path) -> dict[str, Any]:
         folder.mkdir()
     except FileExistsError:
         raise DataError(f"{folder} exists; name a new folder for the synthetic boards") from None
-    for name in ("images", "templates", "annotations"):
+    for name in ("images", "templates"):
         (folder / name).mkdir()
     num_test, num_validation = max(1, config.num_boards // 5), max(1, config.num_boards // 6)
-    sides = {"test": range(num_test), "val": range(num_test, num_test + num_validation)}
-    sides["train"] = range(num_test + num_validation, config.num_boards)
-    categories = [{"id": number, "name": name} for number, name in enumerate(CLASSES, 1)]
-    height, width = config.shape
-    counts = dict.fromkeys(CLASSES, 0)
-    for side, numbers in sides.items():
-        images: list[dict[str, Any]] = []
-        annotations: list[dict[str, Any]] = []
-        for number in numbers:
-            made = make_board(config, number)
-            name = f"board_{number:03d}.png"
-            cv2.imwrite(str(folder / "images" / name), made.picture)
-            cv2.imwrite(str(folder / "templates" / name), made.golden)
-            images.append({"id": number + 1, "file_name": name, "width": width, "height": height})
-            for (x1, y1, x2, y2), kind in zip(made.boxes.corners.tolist(), made.boxes.classes.tolist(), strict=True):
-                row = {"id": len(annotations) + 1, "image_id": number + 1, "category_id": kind + 1}
-                annotations.append(
-                    {**row, "bbox": [x1, y1, x2 - x1, y2 - y1], "area": (x2 - x1) * (y2 - y1), "iscrowd": 0}
-                )
-                counts[CLASSES[kind]] += 1
-        record = {"images": images, "annotations": annotations, "categories": categories}
-        (folder / "annotations" / f"instances_{side}.json").write_text(json.dumps(record), encoding="utf-8")
-    return {"boards": {side: len(numbers) for side, numbers in sides.items()}, "defects": counts}
+    order = [*["test"] * num_test, *["validation"] * num_validation]
+    sides: dict[str, list[Board]] = {"train": [], "validation": [], "test": []}
+    for number in range(config.num_boards):
+        made, name = make_board(config, number), f"board_{number:03d}"
+        paths = [folder / place / f"{name}.png" for place in ("images", "templates")]
+        for path, picture in zip(paths, (made.picture, made.golden), strict=True):
+            path.write_bytes(cv2.imencode(".png", picture)[1].tobytes())
+        side = order[number] if number < len(order) else "train"
+        sides[side].append(Board(name, paths[0], made.boxes, group=name, template=paths[1]))
+    listed = Listed("coco", CLASSES, {side: tuple(boards) for side, boards in sides.items()})
+    coco.write(folder, listed, lambda picture, target: picture)  # where they lie already
+    drawn = np.concatenate([board.boxes.classes for board in listed.boards])
+    counts = np.bincount(drawn, minlength=len(CLASSES)).tolist()
+    return {
+        "boards": {side: len(boards) for side, boards in sides.items()},
+        "defects": dict(zip(CLASSES, counts, strict=True)),
+    }

@@ -8,9 +8,8 @@ B patch, C class; axes X, Y, Z are R, A, S.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from core.data.ahead import ahead
 from core.data.tiling import starts
 from core.errors import ConfigError, DataError
 from verticals.medical.ct.cache import PreparedCase
@@ -163,24 +163,10 @@ class VolumeDataLoader:
             range(step * self.batch_size + rank * own, step * self.batch_size + (rank + 1) * own)
             for step in range(self.num_batches)
         )
-        if not self.num_workers:
-            for batch in batches:
-                yield self._batch(draw, [self._patch(draw, epoch, number) for number in batch], batch)
-            return
-        pool = ThreadPoolExecutor(self.num_workers)
-        try:
-            waiting: deque[tuple[range, list[Future[tuple[Floats, Labels]]]]] = deque()
-            for batch in batches:
-                waiting.append((batch, [pool.submit(self._patch, draw, epoch, number) for number in batch]))
-                if len(waiting) > 1 + -(-self.num_workers // own):  # what is made ahead is bounded
-                    yield self._finished(draw, *waiting.popleft())
-            while waiting:
-                yield self._finished(draw, *waiting.popleft())
-        finally:
-            pool.shutdown(cancel_futures=True)
+        yield from ahead((partial(self._made, draw, epoch, batch) for batch in batches), num_workers=self.num_workers)
 
-    def _finished(self, draw: Draw, batch: range, patches: list[Future[tuple[Floats, Labels]]]) -> Batch:
-        return self._batch(draw, [patch.result() for patch in patches], batch)
+    def _made(self, draw: Draw, epoch: int, batch: range) -> Batch:
+        return self._batch(draw, [self._patch(draw, epoch, number) for number in batch], batch)
 
     def _batch(self, draw: Draw, patches: Sequence[tuple[Floats, Labels]], numbers: range) -> Batch:
         known = [self.cases[draw.case[number]].known for number in numbers]

@@ -65,10 +65,10 @@ def _boxes(labels: Path, size: tuple[int, int]) -> Boxes:
         for number, line in _lines(labels):
             words = line.replace(",", " ").split()
             try:
-                *box, kind = [float(word) for word in words[:4]], int(words[4])
+                box, kind = [float(word) for word in words[:4]], int(words[4])
             except (ValueError, IndexError):
                 raise DataError(f"{labels.name}, line {number}: {line!r}; needed are x1 y1 x2 y2 type") from None
-            yield f"line {number}", box[0], kind - 1
+            yield f"line {number}", box, kind - 1
 
     return drawn(rows(), size=size, where=labels.name, num_classes=len(CLASSES))
 
