@@ -59,8 +59,8 @@ from verticals.manufacturing.precision import AUTHORS, average_precision, matche
 from verticals.manufacturing.verdict import counts
 
 Detect = Callable[[Request], Boxes]
-PEER_WIDTH = 96
-"""Channels of the peer's pyramid and heads: with its backbone about twice the multiplications of our small network."""
+PEER_WIDTH = 64
+"""Channels of the peer's pyramid and heads: with its backbone still more multiplications than our small network."""
 PEER = OptimConfig(optimizer="adamw", lr=1e-3, weight_decay=1e-2, warmup=0.03, average=0.998, clip_norm=10.0)
 MOST_MINUTES = 45
 
@@ -181,8 +181,8 @@ def difference(request: Request, classes: tuple[str, ...], *, dark: bool, margin
         return boxes_of([], [])
     golden = align(request.picture, request.golden, search=GateConfig().search).golden
     board, twin = (((part[..., 0] > 127) ^ dark).astype(np.uint8) for part in (request.picture, golden))
-    differs = differences(request.picture, golden, GateConfig(slack=1)).astype(np.uint8)
-    differs = cv2.morphologyEx(differs, cv2.MORPH_OPEN, np.ones((2, 2), np.uint8))
+    beyond = differences(request.picture, golden, GateConfig(slack=1)).astype(np.uint8)
+    differs = cv2.morphologyEx(beyond, cv2.MORPH_OPEN, np.ones((2, 2), np.uint8))
     joined = cv2.morphologyEx(differs, cv2.MORPH_CLOSE, np.ones((7, 7), np.uint8))
     number, labels, stats, _ = cv2.connectedComponentsWithStats(joined, connectivity=8)
     _, of_twin = cv2.connectedComponents(twin, connectivity=8)

@@ -228,14 +228,14 @@ class _Search:
         return pruner
 
     def _traced(self, model: nn.Module, example: Example) -> Any:
-        """The answer, without a gradient into the part that is cut or out of it."""
+        """What torch-pruning follows to: the last layers, without a gradient into the part that is cut or out of it."""
 
         def free(value: Any) -> Any:
             floats = isinstance(value, Tensor) and value.is_floating_point()
             return value.detach().requires_grad_() if floats else value
 
         if not self.cut:
-            return model(*example)
+            return _at_last_layers(model, example)
         part = model.get_submodule(self.cut)
         hooks = [
             part.register_forward_pre_hook(lambda _, inputs: tree_map(free, inputs)),
@@ -351,6 +351,39 @@ def _out_of_place(model: nn.Module) -> Iterator[None]:
     finally:
         for module in units:
             module.inplace = True  # type: ignore[assignment]
+
+
+def _at_last_layers(model: nn.Module, example: Example) -> Any:
+    """What the last layers write, where nothing that comes after them has weights; else the answer.
+
+    In what makes boxes of it, or another list over places, torch-pruning takes places for channels and does not come back.
+    """
+    written: dict[Any, Tensor] = {}
+
+    def keep(_: nn.Module, inputs: Any, output: Tensor) -> None:
+        if output.grad_fn is not None:
+            written[output.grad_fn] = output
+
+    hooks = [layer.register_forward_hook(keep) for layer in model.modules() if isinstance(layer, MIXING)]
+    try:
+        result = model(*example)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    ends: dict[Any, Tensor] = {}
+    nodes = [part.grad_fn for part in tensors_of(result) if part.grad_fn is not None]
+    seen = set(nodes)
+    while nodes:
+        node = nodes.pop()
+        if node in written:
+            ends[node] = written[node]
+            continue
+        if hasattr(node, "variable"):  # a weight
+            return result
+        before = {one for one, _ in node.next_functions if one is not None} - seen
+        seen |= before
+        nodes += before
+    return list(ends.values()) or result
 
 
 def _end_at_sums(graph: Any) -> None:

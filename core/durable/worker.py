@@ -57,7 +57,7 @@ class Worker:
             stop_seconds: how long the end waits for the work to stop; past it the thread is left to end with the
                 process, and the next start counts that job as an attempt.
         """
-        self._jobs, self._run, self._on_error, self._stop_seconds = jobs, run, on_error or _log, stop_seconds
+        self._jobs, self._run, self._on_error, self._stop_seconds = jobs, run, on_error or log_withheld, stop_seconds
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._loop, name="jobs", daemon=True)
 
@@ -139,7 +139,8 @@ def _code(error: VerticalsError) -> str:
     return "failed"
 
 
-def _log(job: Job | None, error: Exception) -> None:
+def log_withheld(job: Job | None, error: Exception) -> None:
+    """The type and place of an exception, not its text: that may hold what a job was given."""
     frame = traceback.extract_tb(error.__traceback__)[-1]
     kind = f"{type(error).__module__}.{type(error).__qualname__}"
     about = f"job {job.id[:8]}" if job is not None else "the queue"

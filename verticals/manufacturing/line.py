@@ -17,11 +17,12 @@ from typing import TYPE_CHECKING, Any
 
 from core.durable.files import flush_tree, remove, written
 from core.durable.jobs import Job, Jobs
-from core.durable.worker import Worker
-from core.errors import CapacityError, DataError, Unavailable
+from core.durable.worker import Worker, log_withheld, pause
+from core.errors import DataError, Unavailable, VerticalsError
 from core.monitoring import metrics
 from verticals.manufacturing.connect.watch import Arrival, FolderWatch
 from verticals.manufacturing.drawing import annotated, as_png
+from verticals.manufacturing.judged import write_judged
 from verticals.manufacturing.pcb.answers import record_of
 from verticals.manufacturing.pcb.predictor import Inspection, PcbPredictor, Request
 from verticals.manufacturing.pictures import Picture, read_picture
@@ -38,6 +39,10 @@ BOARD, ANNOTATED = "board", "annotated.png"
 KEEPER_SECONDS = 60.0
 LEAST_FREE_BYTES = 10**9
 """Of the disk, left to others."""
+RETRY_SECONDS = 2.0
+"""Between two tries of a board while the disk is full."""
+TRIES = 4
+"""So often a board may end the process; then it is not looked at again, and its verdict is `unknown`."""
 logger = logging.getLogger(__name__)
 
 
@@ -58,7 +63,7 @@ class Line:
         self.pictures = settings.folder / "pictures"
         self.pictures.mkdir(parents=True, exist_ok=True, mode=0o700)
         self.results = Results(settings.folder / "results.db")
-        self.jobs = Jobs(settings.folder / "boards", most_waiting=10_000)
+        self.jobs = Jobs(settings.folder / "boards", most_waiting=10_000, most_attempts=TRIES + 1)
         self._worker = Worker(self.jobs, self._run)
         self._watch: FolderWatch | None = None
         if settings.watched is not None:
@@ -162,37 +167,61 @@ class Line:
             raise DataError(f"there is no class {kind!r}; there are {', '.join(classes)}")
         self.results.judge(result_id, finding, verdict, kind=kind, at=time.time())
 
+    def training_data(self, target: Path) -> int:
+        """Packs the boards whose findings operators judged as a data set into a zip archive; how many. See `judged`."""
+        return write_judged(self.results, self.products, self.pictures, self._predictor().classes, target)
+
     def _run(self, job: Job, tell: Callable[[float], None]) -> Mapping[str, Any]:
-        """A board's work: result written down, then sent."""
-        folder = self.jobs.folder(job.id)
+        """A board's work; while the disk is full it waits."""
+        while True:
+            try:
+                self._report(job, tell)
+                return {}
+            except Unavailable as error:
+                logger.warning("board %s waits: %s", job.id[:8], str(error))
+                pause(RETRY_SECONDS, tell)
+
+    def _report(self, job: Job, tell: Callable[[float], None]) -> None:
+        """Result written down, then sent."""
         tell(0.0)
-        payload = self.results.add(self._result(job, folder / "input" / BOARD))
+        payload = self.results.add(self._result(job, self.jobs.folder(job.id) / "input" / BOARD))
         tell(0.5)
         if self._mqtt is not None:
             self._mqtt.put(job.id, str(job.request["part_id"] or "unknown"), payload)
         if self._opcua is not None:
             self._opcua.publish(payload)
-        return {}
 
     def _result(self, job: Job, source: Path) -> dict[str, Any]:
         """What is reported of a board; its pictures are kept."""
         part_id, started = job.request["part_id"], time.time()
-        content: dict[str, Any]
         predictor = self._predictor()
         product: Product | None = None
-        state = COMPLETED
+        shown: Picture | None = None
+        state = ABORTED
+        content: dict[str, Any] = {"verdict": "unknown", "findings": []}
         try:
             if part_id is None:
                 raise UnknownPart("")
             product = self.products.get(part_id)
-            answer, picture, product = self.inspect(source, part_id)
-            content = record_of(answer, predictor, mm_per_pixel=product.mm_per_pixel if product else None)
-            self._keep_pictures(job.id, source, annotated(picture, answer.findings, answer.counted, predictor.classes))
-        except (DataError, CapacityError) as error:
-            state = ABORTED
-            content = {"verdict": "unknown", "reason": str(error), "findings": []}
-            self._keep_pictures(job.id, source, None)
+            if job.attempts > TRIES:
+                raise DataError(f"the process ended {TRIES} times while it worked on this board; look at it yourself")
+            answer, picture, _ = self.inspect(source, part_id)
+            content = record_of(answer, predictor, mm_per_pixel=product.mm_per_pixel)
+            shown = annotated(picture, answer.findings, answer.counted, predictor.classes)
+            state = COMPLETED
+        except Unavailable:
+            raise
+        except VerticalsError as error:
+            content["reason"] = str(error)
             logger.warning("board %s cannot be inspected: %s", job.id[:8], str(error))
+        except (
+            Exception
+        ) as error:  # the line's edge: whatever it is, the board has its result and the next one its turn
+            content["reason"] = (
+                "the inspection failed; the log has the place under the first 8 characters of the ResultId"
+            )
+            log_withheld(job, error)
+        self._keep_pictures(job.id, source, shown)
         metrics.predicted("manufacturing.pcb", predictor.version, content["verdict"], seconds=time.time() - started)
         return {
             "ResultId": job.id,
@@ -204,7 +233,7 @@ class Line:
             "ResultContent": content,
         }
 
-    def _keep_pictures(self, id: str, source: Path, shown: Any) -> None:
+    def _keep_pictures(self, id: str, source: Path, shown: Picture | None) -> None:
         with written():
             place, made = self.pictures / id, self.pictures / f".{id}"
             remove(made)

@@ -70,6 +70,12 @@ def header_of(source: Path | bytes, *, name: str = "") -> Header:
         return found.header
 
 
+def suffix_of(source: Path | bytes) -> str:
+    """Of a file of that format, `.png`. Raises DataError where it is no picture."""
+    with opened(source) as found:
+        return f".{str(found.image.format).lower()}"
+
+
 def read_picture(source: Path | bytes, *, num_channels: int, white: int = 65535, name: str = "") -> Picture:
     """The picture, in grey or in colour whatever the file is in.
 

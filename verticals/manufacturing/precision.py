@@ -117,8 +117,9 @@ def _area(true: NDArray[np.float64], found: NDArray[np.float64], total: float) -
 
 def mean_figures(values: NDArray[np.float64], overlaps: Sequence[float]) -> dict[str, NDArray[np.float64]]:
     """Of [W, classes, T]: `map33`, `map50` and `map50_95`, those of them whose overlaps are there, [W] each."""
+    there = ~np.isnan(values)
     with np.errstate(invalid="ignore"):
-        by_overlap = np.nanmean(values, axis=1)
+        by_overlap = np.where(there, values, 0).sum(axis=1) / there.sum(axis=1)
     figures = {}
     for name, wanted in (("map50", (0.5,)), ("map33", (AUTHORS,)), ("map50_95", COCO)):
         if set(wanted) <= set(overlaps):

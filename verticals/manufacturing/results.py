@@ -124,6 +124,11 @@ class Results(Database):
         rows = self.rows("SELECT finding, verdict, class FROM judgement WHERE result_id = ?", (id,))
         return {finding: (verdict, kind) for finding, verdict, kind in rows}
 
+    def judged(self) -> list[str]:
+        """Ids of the results with a judgement, the oldest first."""
+        rows = self.rows("SELECT id FROM result WHERE id IN (SELECT result_id FROM judgement) ORDER BY seq")
+        return [id for (id,) in rows]
+
     def forget(self, before: float) -> list[str]:
         """Drops results made before then, their judgements with them; their ids."""
         with self.transaction() as cursor:

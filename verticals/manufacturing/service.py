@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 import tempfile
 import time
 from collections.abc import Mapping
@@ -18,7 +19,8 @@ import bentoml
 from bentoml.exceptions import BentoMLException
 from bentoml.validators import ContentType
 from pydantic import BaseModel, ConfigDict, Field
-from starlette.responses import Response
+from starlette.background import BackgroundTask
+from starlette.responses import FileResponse, Response
 
 from core.errors import VerticalsError
 from core.monitoring import metrics
@@ -229,6 +231,19 @@ class Manufacturing:
         """Keep an operator's word on a finding; the result's row as it is then."""
         await asyncio.to_thread(self._line.judge, request.result_id, request.finding, request.verdict, request.kind)
         return Listing(results=[self._row(self._line.results.get(request.result_id))], next=None)
+
+    @bentoml.api
+    async def training_data(self) -> Annotated[Path, ContentType("application/zip")]:
+        """The boards whose findings operators judged, as a COCO data set with golden boards: unpack it, and train from it."""
+        folder = Path(tempfile.mkdtemp(dir=self._settings.folder, prefix=".judged-"))
+        try:
+            await asyncio.to_thread(self._line.training_data, folder / "judged.zip")
+        except BaseException:
+            shutil.rmtree(folder)
+            raise
+        return FileResponse(  # type: ignore[return-value]
+            folder / "judged.zip", filename="judged.zip", background=BackgroundTask(shutil.rmtree, folder)
+        )
 
     def _row(self, kept: Kept) -> dict[str, Any]:
         """A result with what operators said of its findings."""

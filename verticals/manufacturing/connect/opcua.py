@@ -18,6 +18,7 @@ from typing import Any
 from asyncua import ua
 from asyncua.server.server import Server
 from asyncua.ua.object_ids import ObjectIds
+from asyncua.ua.uaerrors import UaError
 
 from core.errors import ConfigError
 
@@ -67,8 +68,11 @@ class ResultServer:
             self._end()
 
     def publish(self, payload: bytes) -> None:
-        """A result, as it was written down, to all who listen."""
-        self._run(self._publish(payload))
+        """A result, as it was written down, to all who listen; where that fails it is logged, and `Results` has it next time."""
+        try:
+            self._run(self._publish(payload))
+        except (TimeoutError, OSError, UaError) as error:
+            logger.error("OPC UA: a result was not published (%s)", type(error).__name__)
 
     def _end(self) -> None:
         self._loop.call_soon_threadsafe(self._loop.stop)
@@ -107,6 +111,6 @@ class ResultServer:
         event.CreationTime = datetime.fromtimestamp(record["CreationTime"], UTC)
         event.IsPartial = event.IsSimulated = False
         event.ResultContent = json.dumps(record["ResultContent"], sort_keys=True)
-        await self._events.trigger(message=f"result {record['ResultId']} is ready")
         self._newest = [*self._newest, payload.decode()][-MOST_RESULTS:]
         await self._results.write_value(ua.Variant(self._newest, ua.VariantType.String))
+        await self._events.trigger(message=f"result {record['ResultId']} is ready")

@@ -147,7 +147,7 @@ def two_cores() -> PcbConfig:
     return PcbConfig(
         sampler=SamplerConfig(tile=320, batch_size=8, num_batches=200),
         fit=FitConfig(
-            epochs=20,
+            epochs=10,
             precision="bf16",
             optim=OptimConfig(optimizer="muon", lr=4e-3, weight_decay=1e-2, warmup=0.03, average=0.998, clip_norm=10.0),
         ),

@@ -63,13 +63,13 @@ class Evaluation:
 
     @property
     def answers(self) -> Arrays:
-        """Whether each class counts on each board, and its best score there."""
+        """Of each class on each board: how many findings count, and the best score."""
         shape = len(self.names), len(self.classes)
         counts, best = np.zeros(shape, np.int64), np.zeros(shape)
         for place, (boxes, counted) in enumerate(zip(self.found, self.counted, strict=True)):
             np.add.at(counts[place], boxes.classes[counted], 1)
             np.maximum.at(best[place], boxes.classes, boxes.scores)
-        return {"score": best, "findings": counts.astype(np.float64), "found": (counts > 0).ravel().astype(np.int64)}
+        return {"findings": counts, "score": best}
 
     def record(self) -> dict[str, Any]:
         """JSON-able: `figures` by name with intervals and counts, and every board's findings."""
