@@ -32,7 +32,7 @@ MOST_IN_GALLERY = 200
 
 
 def annotated(picture: Picture, findings: Boxes, counted: Sequence[bool], classes: Sequence[str]) -> NDArray[np.uint8]:
-    """[Y, X, 3] the board, made smaller where it is large, a frame around each finding; thin where it does not count."""
+    """[Y, X, 3] the board, made smaller where it is large, a frame around each finding; thin and without a name where it does not count."""
     height, width = picture.shape[:2]
     scale = min(1.0, LONGEST / max(height, width))
     size = max(1, round(width * scale)), max(1, round(height * scale))
@@ -43,6 +43,8 @@ def annotated(picture: Picture, findings: Boxes, counted: Sequence[bool], classe
         x1, y1, x2, y2 = (round(float(side) * scale) for side in corners)
         colour = COLOURS[kind % len(COLOURS)]
         cv2.rectangle(image, (x1 - 2, y1 - 2), (x2 + 2, y2 + 2), colour, 2 if counted[number] else 1, cv2.LINE_AA)
+        if not counted[number]:
+            continue
         text = f"{number + 1} {classes[kind]} {findings.scores[number]:.2f}"
         _write(image, text, (x1 - 2, y1 - 6 if y1 > 16 else y2 + 14), colour)
     return image
@@ -70,7 +72,7 @@ def gallery(
                 ]
                 cv2.rectangle(cell, (frame[0], frame[1]), (frame[2], frame[3]), COLOURS[kind % len(COLOURS)], 1)
             sheet[top : top + CELL, left + place * CELL : left + place * CELL + CELL] = cell
-        mark = "" if counted[number] else " (below)"
+        mark = "" if counted[number] else " -"
         text = f"{number + 1} {classes[kind]} {findings.scores[number]:.2f}{mark}"
         _write(sheet, text, (left + 2, top + CELL + 15), COLOURS[kind % len(COLOURS)])
     return sheet

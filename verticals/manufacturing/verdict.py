@@ -5,13 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
+import numpy as np
 from pydantic import Field
 
 from core.config import Config
-from verticals.manufacturing.boxes import Boxes
+from verticals.manufacturing.boxes import Boxes, overlap
 
 Verdict = Literal["pass", "fail", "unknown"]
 """`unknown` where nobody taught the product: it never passes."""
+
+
+SAME_PLACE = 0.5
+"""Overlap of two findings, of whatever classes, above which they are one defect under two names."""
 
 
 class Rule(Config):
@@ -30,15 +35,22 @@ class Rule(Config):
 def counts(
     findings: Boxes, classes: Sequence[str], thresholds: Mapping[str, float], rules: Mapping[str, Rule]
 ) -> list[bool]:
-    """Whether each finding counts against its board."""
+    """Whether each finding counts against its board: once at a place, under the best of the names that count there.
+
+    Args:
+        findings: best first.
+    """
     areas = findings.areas
-    found = []
+    found = np.zeros(len(areas), bool)
     for number, (kind, score) in enumerate(zip(findings.classes.tolist(), findings.scores.tolist(), strict=True)):
         name = classes[kind]
         rule = rules.get(name, Rule())
         threshold = thresholds[name] if rule.threshold is None else rule.threshold
-        found.append(not rule.ignored and score >= threshold and float(areas[number]) >= rule.least_pixels)
-    return found
+        if rule.ignored or score < threshold or float(areas[number]) < rule.least_pixels:
+            continue
+        shared = overlap(findings.corners[number], findings.corners[:number][found[:number]])
+        found[number] = not (shared > SAME_PLACE).any()
+    return [bool(one) for one in found]
 
 
 def verdict_of(findings: Boxes, counted: Sequence[bool], classes: Sequence[str], rules: Mapping[str, Rule]) -> Verdict:
