@@ -1,0 +1,457 @@
+# ruff: noqa: E402
+"""A picture of 4096 x 4096 pixels in, boxes out: torch through SAHI, tiled by us, int8, pruned int8, nano, and with the gate.
+
+    python benchmarks/pcb_throughput.py [--quick] [--json FILE] [--cache DIR] [--boards N] [--set KEY=VALUE]
+
+Boards are mosaics of DeepPCB's test scans (VERTICALS_DATA/pcb/DeepPCB): every defect but 0 to 5 of a board (and but 50) is healed
+from its template, so that the noise between board and golden board is that of the real pairs; the board is then shifted by up
+to 3 pixels. `--cache` is the folder of `pcb_deeppcb.py`, whose networks `small` and `nano` are taken; what is exported, pruned and
+quantized from them (each with parity, through the whole pipeline) is kept there. Rows are timed in turns, medians over boards. mAP
+is that of the test scans themselves, each inspected whole. Memory is the peak of a process of its own that inspects one board.
+With `--quick`, a debug network and small boards show that the line works; such figures mean nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+import numpy as np
+import torch
+
+from benchmarks.pcb_deeppcb import Judged, best_threshold, detected
+from benchmarks.tables import Record, goal, keep, table
+from core.device import machine
+from core.inference.model import session_of
+from core.inference.session import SessionConfig
+from core.memory import peak_bytes
+from core.run import Run
+from pipelines.chain import Chain
+from pipelines.model import Place, find, size_of
+from pipelines.train import train
+from verticals.manufacturing.boxes import Boxes, boxes_of, joined, overlap
+from verticals.manufacturing.golden import GateConfig, align, differences, shifted
+from verticals.manufacturing.pcb import APPLICATION
+from verticals.manufacturing.pcb.config import PcbConfig
+from verticals.manufacturing.pcb.data import PcbData
+from verticals.manufacturing.pcb.evaluation import Evaluation, request_of
+from verticals.manufacturing.pcb.predictor import PcbPredictor, Request
+from verticals.manufacturing.pictures import Picture
+from verticals.manufacturing.precision import AUTHORS
+from verticals.manufacturing.verdict import counts
+
+TILE, OVERLAP = 320, 0.2
+GATE = GateConfig(search=8, least_pixels=8)
+"""Chosen on validation scans: of their defects .999 differ by that much."""
+PRUNED = 0.5
+RECOVERY = ["fit.epochs=2", "fit.optim.lr=1e-3"]
+"""After each of the three steps of pruning, with the network itself as its teacher."""
+FRAMES = 12
+"""Boards a second that the seeds name."""
+
+
+class Board(NamedTuple):
+    """A mosaic."""
+
+    picture: Picture
+    golden: Picture
+    defects: Boxes
+
+
+class Row(NamedTuple):
+    """A way to inspect."""
+
+    name: str
+    network: str
+    """A run of `--cache`, or what was made of one."""
+    gated: bool = False
+    sahi: bool = False
+
+
+ROWS = (
+    Row("small, torch, SAHI", "small", sahi=True),
+    Row("small, torch, our tiles", "small"),
+    Row("small, OpenVINO float32", "small/run-openvino"),
+    Row("small, int8", "small/run-openvino-int8"),
+    Row("small, pruned, int8", "small-pruned/small-openvino-int8"),
+    Row("nano, OpenVINO float32", "nano/run-openvino"),
+    Row("nano, int8", "nano/run-openvino-int8"),
+    Row("small, int8, gated", "small/run-openvino-int8", gated=True),
+    Row("nano, int8, gated", "nano/run-openvino-int8", gated=True),
+)
+FLOAT, SHIPPED = "small, torch, our tiles", "nano, int8"
+
+
+def healed(data: PcbData, split: str) -> list[tuple[Picture, Picture, Boxes]]:
+    """Scans, their templates in register, and the defects."""
+    found = []
+    for board in data.samples(split):
+        request = request_of(data, board)
+        assert request.golden is not None
+        found.append((request.picture, align(request.picture, request.golden, search=32).golden, board.boxes))
+    return found
+
+
+def mosaic(
+    scans: Sequence[tuple[Picture, Picture, Boxes]], side: int, defects: int, random: np.random.Generator
+) -> Board:
+    """A board of scans side by side, with so many defects left."""
+    cell = scans[0][0].shape[0]
+    count = -(-side // cell)
+    picture, golden = (np.zeros((count * cell, count * cell, 1), np.uint8) for _ in range(2))
+    places: list[Boxes] = []
+    for number, chosen in enumerate(random.choice(len(scans), count**2, replace=len(scans) < count**2)):
+        y, x = (at * cell for at in divmod(number, count))
+        scan, twin, boxes = scans[chosen]
+        picture[y : y + cell, x : x + cell], golden[y : y + cell, x : x + cell] = scan, twin
+        places.append(boxes.shifted(x, y))
+    every = joined(places)
+    inside = np.nonzero((every.corners >= 8).all(1) & (every.corners <= side - 8).all(1))[0]
+    left = random.choice(inside, min(defects, len(inside)), replace=False)
+    for place in np.setdiff1d(np.arange(len(every.scores)), left):
+        x1, y1, x2, y2 = (int(value) for value in every.corners[place])
+        part = slice(max(0, y1 - 2), y2 + 2), slice(max(0, x1 - 2), x2 + 2)
+        kept = [box for box in every.corners[left] if box[0] < x2 and box[2] > x1 and box[1] < y2 and box[3] > y1]
+        if not kept:
+            picture[part] = golden[part]
+    right, down = (int(value) for value in random.integers(-3, 4, 2))
+    moved = shifted(picture[:side, :side], right, down)
+    return Board(moved, np.ascontiguousarray(golden[:side, :side]), every.take(left).shifted(right, down))
+
+
+def made(cache: Path, settings: Sequence[str]) -> None:
+    """Exports, int8 and pruned networks of the runs, each once."""
+    for name, source in (("small", "small"), ("small-pruned", "small"), ("nano", "nano")):
+        folder = cache / "compressed" / name
+        if (folder / "done").exists():
+            continue
+        shutil.rmtree(folder, ignore_errors=True)
+        run = _tiled(cache, source, settings)
+        chain = Chain(
+            find(str(run)), folder, limit=0.99, form=None, format="openvino", precision="float32", device="cpu"
+        )
+        with chain.tidy():
+            if name.endswith("pruned"):
+                chain.recover(PRUNED, "group", find(str(run)), RECOVERY)
+                shutil.copytree(chain.last.place.path, folder / "small")
+            chain.export()
+            chain.quantize("static")
+        (folder / "done").write_text("")
+
+
+def _tiled(cache: Path, name: str, settings: Sequence[str]) -> Path:
+    """The run with the tile of this benchmark."""
+    path = cache / "tiled" / name
+    shutil.rmtree(path, ignore_errors=True)
+    shutil.copytree(cache / f"{name}.run", path)
+    config = PcbConfig.from_yaml(Run(path).read_text("config.yaml"))
+    (path / "config.yaml").write_text(
+        config.override([f"predict.tile={TILE}", f"predict.overlap={OVERLAP}", *settings]).to_yaml()
+    )
+    return path
+
+
+def place_of(cache: Path, network: str) -> Place:
+    return find(str(cache / "compressed" / network if "/" in network else cache / "tiled" / network))
+
+
+def detector(row: Row, cache: Path, threads: int) -> tuple[Callable[[Request], Boxes], PcbPredictor]:
+    """Board and golden board to findings."""
+    place = place_of(cache, row.network)
+    is_torch = "/" not in row.network
+    torch.set_num_threads(threads)
+    session = SessionConfig(threads=1, streams=1 if is_torch else threads)
+    opened = session_of(APPLICATION, place.path, config=session)
+    config = PcbConfig.from_yaml(Run(place.path).read_text("config.yaml"))
+    config = config.model_copy(
+        update={"predict": config.predict.model_copy(update={"gate": GATE if row.gated else None})}
+    )
+    constants = Run(place.path).read_json("constants.json")
+    predictor = PcbPredictor(config, constants, opened, streams=session.streams)
+    if row.sahi:
+        return partial(_by_sahi, predictor), predictor
+    return lambda request: predictor([request])[0].findings, predictor
+
+
+def _by_sahi(predictor: PcbPredictor, request: Request) -> Boxes:
+    """The same network on slices of the same size, put together by SAHI with its defaults."""
+    from sahi.models.base import DetectionModel
+    from sahi.predict import get_sliced_prediction
+    from sahi.prediction import ObjectPrediction
+
+    class Model(DetectionModel):
+        def load_model(self) -> None:
+            self.model = predictor
+
+        def perform_inference(self, image: np.ndarray[Any, Any]) -> None:
+            tile = np.ascontiguousarray(image[..., :2].transpose(2, 0, 1))[None]
+            answer = predictor._session({"picture": tile})
+            self._original_predictions = predictor._decoded(answer["logits"][0], answer["boxes"][0])
+
+        def _create_object_prediction_list_from_original_predictions(
+            self, shift_amount_list: Any = None, full_shape_list: Any = None
+        ) -> None:
+            found = self._original_predictions
+            self._object_prediction_list_per_image = [
+                [
+                    ObjectPrediction(
+                        bbox=corners.tolist(),
+                        category_id=int(kind),
+                        category_name=predictor.classes[kind],
+                        score=float(score),
+                        shift_amount=shift_amount_list[0]
+                        if isinstance(shift_amount_list[0], list)
+                        else shift_amount_list,
+                        full_shape=full_shape_list[0] if isinstance(full_shape_list[0], list) else full_shape_list,
+                    )
+                    for corners, kind, score in zip(found.corners, found.classes, found.scores, strict=True)
+                ]
+            ]
+
+    assert request.golden is not None
+    golden = align(request.picture, request.golden, search=GATE.search).golden
+    image = np.concatenate((request.picture, golden, golden), axis=2)
+    answer = get_sliced_prediction(
+        image,
+        Model(confidence_threshold=predictor.config.predict.least_score),
+        slice_height=TILE,
+        slice_width=TILE,
+        overlap_height_ratio=OVERLAP,
+        overlap_width_ratio=OVERLAP,
+        perform_standard_pred=False,
+        verbose=0,
+    )
+    rows = answer.object_prediction_list
+    boxes = boxes_of([r.bbox.to_xyxy() for r in rows], [r.category.id for r in rows], [r.score.value for r in rows])
+    return boxes.take(np.argsort(-boxes.scores, kind="stable"))
+
+
+class Counted(NamedTuple):
+    """Of a board at the thresholds."""
+
+    found: int
+    drawn: int
+    false_alarms: int
+
+
+def counted(predictor: PcbPredictor, findings: Boxes, defects: Boxes) -> Counted:
+    """Defects that a finding that counts overlaps, whatever it calls them; and findings that count and overlap none."""
+    hits = findings.take(np.array(counts(findings, predictor.classes, predictor.thresholds, {}), bool))
+    if not len(hits.scores) or not len(defects.scores):
+        return Counted(0, len(defects.scores), len(hits.scores))
+    fits = overlap(hits.corners[:, None], defects.corners[None]) >= AUTHORS
+    return Counted(int(fits.any(0).sum()), len(defects.scores), int((~fits.any(1)).sum()))
+
+
+def timed(
+    rows: Mapping[str, tuple[Callable[[Request], Boxes], PcbPredictor]], boards: Sequence[Board]
+) -> dict[str, tuple[list[float], list[Counted]]]:
+    """Seconds and counts of every row on every board, in turns."""
+    found: dict[str, tuple[list[float], list[Counted]]] = {name: ([], []) for name in rows}
+    random = np.random.default_rng(0)
+    for board in boards:
+        for name in random.permutation(list(rows)).tolist():
+            detect, predictor = rows[name]
+            started = time.perf_counter()
+            findings = detect(Request(board.picture, board.golden))
+            found[name][0].append(time.perf_counter() - started)
+            found[name][1].append(counted(predictor, findings, board.defects))
+    return found
+
+
+def judged_on_scans(
+    rows: Mapping[str, tuple[Callable[[Request], Boxes], PcbPredictor]], data: PcbData
+) -> dict[str, Judged]:
+    """mAP of each network on the test scans; gated rows are networks that are there already."""
+    boards = data.samples("test")
+    drawn, names = [board.boxes for board in boards], [board.name for board in boards]
+    done = {}
+    for name, (detect, predictor) in rows.items():
+        found = detected(detect, data, "test")
+        hits = [np.array(counts(one, predictor.classes, predictor.thresholds, {}), bool) for one in found]
+        evaluation = Evaluation("test", predictor.classes, names, np.zeros(len(names), bool), (), found, hits, drawn)
+        done[name] = Judged(evaluation, None, best_threshold(found, drawn, len(predictor.classes)))
+    return done
+
+
+def seen_by_gate(scans: Sequence[tuple[Picture, Picture, Boxes]]) -> tuple[int, int]:
+    """Defects of the test scans in whose box a pixel differs by more than the gate's noise, and all."""
+    hits = [
+        bool(differs[int(y1) : int(y2), int(x1) : int(x2)].any())
+        for scan, golden, boxes in scans
+        for differs in [differences(scan, golden, GATE)]
+        for x1, y1, x2, y2 in boxes.corners
+    ]
+    return sum(hits), len(hits)
+
+
+def memory_of(row: Row, cache: Path, board: Board, threads: int) -> float:
+    """Peak GB of a process that opens the network and inspects the board."""
+    with tempfile.TemporaryDirectory() as folder:
+        np.savez(Path(folder) / "board.npz", picture=board.picture, golden=board.golden)
+        command = [sys.executable, __file__, "--one", row.name, "--cache", str(cache), "--threads", str(threads)]
+        done = subprocess.run([*command, "--board", f"{folder}/board.npz"], capture_output=True, text=True, check=True)
+    return int(json.loads(done.stdout.splitlines()[-1])) / 1e9
+
+
+def one(given: argparse.Namespace) -> None:
+    row = next(row for row in ROWS if row.name == given.one)
+    detect, _ = detector(row, Path(given.cache), given.threads)
+    with np.load(given.board) as board:
+        detect(Request(board["picture"], board["golden"]))
+    print(json.dumps(peak_bytes()))
+
+
+def quick_runs(cache: Path) -> None:
+    """Debug networks in place of trained ones."""
+    for name, width in (("small", 0.25), ("nano", 0.125)):
+        if not (cache / f"{name}.run").exists():
+            settings = [f"model.width={width}", "fit.epochs=2"]
+            said = train("manufacturing.pcb", recipe="debug", settings=settings, runs=str(cache / "runs"), alias="none")
+            shutil.copytree(said["run"], cache / f"{name}.run")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="debug networks and small boards")
+    parser.add_argument("--json", metavar="FILE")
+    parser.add_argument("--cache", metavar="DIR", help="of pcb_deeppcb.py")
+    parser.add_argument("--boards", type=int, default=5, help="timed, of each kind (default: 5)")
+    parser.add_argument("--recall-boards", type=int, default=60, help="for the recall of the gate (default: 60)")
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="changes the models' settings")
+    parser.add_argument("--one", help=argparse.SUPPRESS)
+    parser.add_argument("--board", help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.one:
+        return one(given)
+    torch.set_num_threads(given.threads)
+    with tempfile.TemporaryDirectory() as spare:
+        cache = Path(given.cache or spare)
+        if given.quick:
+            quick_runs(cache)
+        if not (cache / "small.run").exists():
+            parser.error(f"{cache}/small.run is missing: run pcb_deeppcb.py --cache {cache} first, or give --quick")
+        made(cache, given.set)
+        run(given, cache)
+
+
+def run(given: argparse.Namespace, cache: Path) -> None:
+    side = 1024 if given.quick else 4096
+    config = PcbConfig.from_yaml(Run(cache / "tiled" / "small").read_text("config.yaml"))
+    data = PcbData(config)
+    scans = healed(data, "test")
+    random = np.random.default_rng(0)
+    few = [mosaic(scans, side, int(random.integers(0, 6)), random) for _ in range(given.boards)]
+    many = [mosaic(scans, side, 50, random) for _ in range(max(1, given.boards // 2))]
+    rows = {row.name: detector(row, cache, given.threads) for row in ROWS}
+    for detect, _ in rows.values():  # warm
+        detect(Request(few[0].picture[:TILE, :TILE], few[0].golden[:TILE, :TILE]))
+    times, crowded = timed(rows, few), timed(rows, many)
+    scored = judged_on_scans({row.name: rows[row.name] for row in ROWS if not row.gated and not row.sahi}, data)
+    memory = {row.name: memory_of(row, cache, few[0], given.threads) for row in ROWS}
+    names = [SHIPPED, f"{SHIPPED}, gated"]
+    wide = timed(
+        {name: rows[name] for name in names},
+        [mosaic(scans, side, int(random.integers(0, 6)), random) for _ in range(given.recall_boards)],
+    )
+    report(given, cache, side, times, crowded, scored, memory, wide, seen_by_gate(scans))
+
+
+def report(
+    given: argparse.Namespace,
+    cache: Path,
+    side: int,
+    times: Mapping[str, tuple[list[float], list[Counted]]],
+    crowded: Mapping[str, tuple[list[float], list[Counted]]],
+    scored: Mapping[str, Judged],
+    memory: Mapping[str, float],
+    wide: Mapping[str, tuple[list[float], list[Counted]]],
+    gate: tuple[int, int],
+) -> None:
+    """Table, goals, and what a line of `FRAMES` boards a second needs."""
+    here = machine()
+    middle = {name: float(np.median(seconds)) for name, (seconds, _) in times.items()}
+    sizes = {row.name: size_of(place_of(cache, row.network).path) for row in ROWS}
+    by_sahi, base = middle[ROWS[0].name], scored[FLOAT].values("map50")
+    records: list[Record] = []
+    for row in ROWS:
+        figure = scored.get(row.name.removesuffix(", gated"), scored[FLOAT]).values("map50")
+        lost = np.sort((base - figure)[1:])
+        records.append(
+            {
+                "way": row.name,
+                "boards/s": 1 / middle[row.name],
+                "x SAHI": by_sahi / middle[row.name],
+                "boards/s, 50 defects": 1 / float(np.median(crowded[row.name][0])),
+                "MB": sizes[row.name] / 1e6,
+                "x smaller": sizes[FLOAT] / sizes[row.name],
+                "mAP@.5": figure[0],
+                "lost": f"{100 * (base[0] - figure[0]):.2f} ({100 * lost[25]:.2f} to {100 * lost[-26]:.2f})",
+                "peak GB": memory[row.name],
+                "recall, 50 defects": _recall(crowded[row.name][1]),
+                "false alarms": float(np.mean([one.false_alarms for one in times[row.name][1]])),
+            }
+        )
+    table(
+        f"{side} x {side}, {len(times[FLOAT][0])} mosaics with 0 to 5 defects, {len(crowded[FLOAT][0])} with 50",
+        records,
+        f"{here['cpu']}, {given.threads} threads or streams; tiles of {TILE}, overlap {OVERLAP}; mAP in points lost to the float "
+        f"small network on {len(scored[FLOAT].evaluation.names)} test scans, paired",
+    )
+    ungated, gated = (_recall(wide[name][1]) for name in (SHIPPED, f"{SHIPPED}, gated"))
+    defects = sum(one.drawn for one in wide[SHIPPED][1])
+    print(f"  gate: recall {gated:.4f} of {defects} defects on {given.recall_boards} mosaics, ungated {ungated:.4f}")
+    print(
+        f"  gate alone: {gate[0]} of {gate[1]} defects of the test scans differ by more than its noise ({gate[0] / gate[1]:.4f})"
+    )
+    by_name = {record["way"]: record for record in records}
+    shipped = f"{SHIPPED}, gated"
+    goals = [
+        goal(f"without the gate at least 7 x SAHI: {by_name[SHIPPED]['x SAHI']:.1f}", by_name[SHIPPED]["x SAHI"] >= 7),
+        goal(f"gated at least 20 x SAHI: {by_name[shipped]['x SAHI']:.1f}", by_name[shipped]["x SAHI"] >= 20),
+        goal(f"gated recall at least .99 of the ungated: {gated / max(ungated, 1e-9):.4f}", gated >= 0.99 * ungated),
+        goal(f"at least 15 x smaller: {by_name[SHIPPED]['x smaller']:.1f}", by_name[SHIPPED]["x smaller"] >= 15),
+        goal(
+            f"at most 1.5 points of mAP lost: {by_name[SHIPPED]['lost']}",
+            float(base[0] - scored[SHIPPED].values("map50")[0]) <= 0.015,
+        ),
+    ]
+    plan(given.threads, middle)
+    keep(
+        given.json,
+        machine=here,
+        rows=records,
+        gate={"recall": gated, "ungated": ungated, "defects": defects, "scans": gate},
+        seconds={name: seconds for name, (seconds, _) in times.items()},
+        goals=goals,
+    )
+
+
+def plan(threads: int, middle: Mapping[str, float]) -> None:
+    """Cores for so many boards a second, as boards are independent of each other: one process a core or two."""
+    print(f"\nplan for {FRAMES} boards a second")
+    for name in (SHIPPED, f"{SHIPPED}, gated"):
+        cores = FRAMES * middle[name] * threads
+        print(f"  {name}: {middle[name]:.2f} s a board on {threads} cores: {cores:.0f} such cores, boards side by side")
+
+
+def _recall(rows: Sequence[Counted]) -> float:
+    return sum(one.found for one in rows) / max(1, sum(one.drawn for one in rows))
+
+
+if __name__ == "__main__":
+    main()
