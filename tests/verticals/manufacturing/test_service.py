@@ -116,6 +116,14 @@ def test_a_watched_board_is_listed_shown_and_judged(server: Server, board: MadeB
         assert words in ask(server, "/judge", **body).json()["error"]["message"]
 
 
+def test_what_nobody_judged_whole_is_no_training_data(server: Server, board: MadeBoard) -> None:
+    """Runs before a board is judged whole (the page's test does that)."""
+    answer = httpx.post(f"{server.url}/training_data", timeout=60)  # as curl -X POST sends it, without a body
+    assert answer.status_code == 422, answer.text
+    assert "judge" in answer.json()["error"]["message"]
+    assert not list((server.log.parent.parent / "store").glob(".judged-*"))
+
+
 def until_listed(server: Server, name: str) -> dict[str, Any]:
     end = time.monotonic() + 30
     while time.monotonic() < end:

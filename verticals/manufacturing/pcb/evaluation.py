@@ -63,13 +63,14 @@ class Evaluation:
 
     @property
     def answers(self) -> Arrays:
-        """Of each class on each board: how many findings count, and the best score."""
+        """Of each class on each board: how many findings there are, how many of them count, and the best score."""
         shape = len(self.names), len(self.classes)
-        counts, best = np.zeros(shape, np.int64), np.zeros(shape)
+        every, counts, best = np.zeros(shape, np.int64), np.zeros(shape, np.int64), np.zeros(shape)
         for place, (boxes, counted) in enumerate(zip(self.found, self.counted, strict=True)):
+            np.add.at(every[place], boxes.classes, 1)
             np.add.at(counts[place], boxes.classes[counted], 1)
             np.maximum.at(best[place], boxes.classes, boxes.scores)
-        return {"findings": counts, "score": best}
+        return {"findings": every, "counting": counts, "score": best}
 
     def record(self) -> dict[str, Any]:
         """JSON-able: `figures` by name with intervals and counts, and every board's findings."""

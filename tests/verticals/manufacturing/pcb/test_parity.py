@@ -18,7 +18,6 @@ from core.inference.model import config_of, network_of
 from core.inference.parity import Report, Side, compare
 from core.inference.session import TorchSession
 from core.run import Run
-from pipelines.compress import compress
 from pipelines.export import export
 from verticals.manufacturing.pcb import APPLICATION
 from verticals.manufacturing.pcb.config import PcbConfig
@@ -150,7 +149,7 @@ class Unaligned(PcbPredictor):
 
 def test_another_golden_board(run: Path, data: PcbData, tmp_path: Path) -> None:
     report = compared(run, data, tmp_path, predictor=Unaligned)
-    assert said(report, "prepare")[0].startswith("picture differs in channel 1")
+    assert said(report, "prepare")[0].startswith("picture differs: channel 1 differs")
     assert not said(report, "network")
 
 
@@ -161,10 +160,4 @@ def test_a_sound_export_passes(run: Path, tmp_path: Path, format: str, precision
     report = export(str(run), format=format, precision=precision, output=str(tmp_path / "artifact"))["parity"]
     assert report["passed"]
     assert set(report["tensors"]) == {"logits", "boxes"}
-    assert set(report["answers"]) == {"findings", "score"}
-
-
-def test_a_pruned_and_quantized_network_is_an_artifact_that_answers(run: Path, tmp_path: Path) -> None:
-    settings = ["fit.epochs=1", "sampler.num_batches=15"]
-    made = compress(str(run), prune=0.3, settings=settings, max_score_drop=0.9, output=str(tmp_path / "small"))
-    assert [row["model"] for row in made["models"]][-1].endswith("int8")
+    assert set(report["answers"]) == {"findings", "counting", "score"}
