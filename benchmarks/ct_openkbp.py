@@ -17,7 +17,6 @@ import argparse
 import os
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -29,16 +28,12 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.tables import Record, goal, keep, table
+from benchmarks.training import kept, trained
 from core.contract import Step, TensorSpec
 from core.device import machine, pick_device, seed_everything
-from core.distributed.strategy import Strategy
-from core.errors import ConfigError
 from core.evaluation.cases import case_comparisons, case_figures
 from core.inference.session import TorchSession
-from core.run import Run, revision
-from core.training.checkpoint import Checkpointer
-from core.training.log import Log
-from core.training.loop import FitConfig, fit
+from core.training.loop import FitConfig
 from core.training.optim import OptimConfig
 from verticals.medical.ct.application import constants
 from verticals.medical.ct.application import task as task_of
@@ -135,36 +130,15 @@ def dynunet(config: CtConfig, data: CtData) -> tuple[nn.Module, OptimConfig]:
 MODELS: dict[str, Callable[[CtConfig, CtData], tuple[nn.Module, OptimConfig]]] = {"ours": ours, "dynunet": dynunet}
 
 
-def trained(name: str, config: CtConfig, data: CtData, folder: Path, device: torch.device) -> tuple[Any, float]:
-    """The task, trained or taken up where it stopped, and the seconds that training took in all.
-
-    Raises:
-        ConfigError: the folder holds a training of other settings.
-    """
+def network(name: str, config: CtConfig, data: CtData, folder: Path, device: torch.device) -> tuple[Any, float]:
+    """The task, trained or taken up where it stopped, and the seconds that training took in all."""
     seed_everything(config.fit.seed)
     task, optim = MODELS[name](config, data)
     fitted = config.fit.model_copy(update={"optim": optim})
     settings = config.model_copy(update={"fit": fitted}).model_dump_json(
         indent=1, exclude={"predict": True, "data": {"cache"}}
     )
-    stated = folder / f"{name}.json"
-    if (folder / name).exists() and (not stated.exists() or stated.read_text() != settings):
-        raise ConfigError(
-            f"{folder} holds a training of {name} with other settings ({stated.name}); give another --cache"
-        )
-    stated.write_text(settings)
-    clock = folder / f"{name}.seconds"
-    before = float(clock.read_text()) if clock.exists() else 0.0
-    started = time.perf_counter()
-
-    class Timed(Checkpointer):
-        def save(self, state: dict[str, Any]) -> None:
-            super().save(state)
-            clock.write_text(str(before + time.perf_counter() - started))
-
-    with Log(folder / f"{name}.jsonl", quiet=not sys.stderr.isatty()) as log:
-        fit(task, data, fitted, strategy=Strategy(device), log=log, checkpointer=Timed(folder / name))
-    return task, float(clock.read_text())
+    return task, trained(folder, name, task, data, fitted, settings=settings, device=device)
 
 
 def judged(config: CtConfig, data: CtData, task: Any, split: str, device: torch.device) -> Evaluation:
@@ -172,19 +146,6 @@ def judged(config: CtConfig, data: CtData, task: Any, split: str, device: torch.
     session = TorchSession(task.model, device=device, precision="bfloat16")
     predictor = CtPredictor(config, {"plan": data.plan.model_dump(mode="json")}, session, version="benchmark")
     return evaluate(predictor, data, split)
-
-
-def keep_run(folder: Path, recipe: str, config: CtConfig, data: CtData, task: Any, evaluation: Evaluation) -> None:
-    """Our network as a run, which `verticals predict`, `export` and `compress` and `ct_speed.py` take."""
-    path = folder / "run"
-    path.mkdir(exist_ok=True)
-    run = Run(path)
-    run.write_text("config.yaml", config.to_yaml())
-    run.write_json("code.json", {"application": "medical.ct", "recipe": recipe, **revision()})
-    run.write_json("data.json", data.fingerprint)
-    run.write_json("constants.json", constants(config, data, task))
-    run.write_weights(task.model)
-    run.write_json("report.json", {**evaluation.record(), "text": evaluation.text, "machine": machine()})
 
 
 def main() -> None:
@@ -210,10 +171,19 @@ def main() -> None:
         found: dict[str, Evaluation] = {}
         seconds: dict[str, float] = {}
         for name in given.models:
-            task, seconds[name] = trained(name, config, data, folder, device)
+            task, seconds[name] = network(name, config, data, folder, device)
             found[name] = judged(config, data, task, given.split, device)
             if given.cache and name == "ours":
-                keep_run(folder, given.recipe, config, data, task, found[name])
+                kept(
+                    folder / "run",
+                    application="medical.ct",
+                    recipe=given.recipe,
+                    config=config.to_yaml(),
+                    fingerprint=data.fingerprint,
+                    constants=constants(config, data, task),
+                    network=task.model,
+                    report={**found[name].record(), "text": found[name].text},
+                )
             print(f"{name}: {seconds[name]:.0f} s\n{found[name].text}", file=sys.stderr, flush=True)
         report(given, config, data, found, seconds)
 

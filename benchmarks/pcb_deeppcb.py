@@ -18,7 +18,6 @@ import argparse
 import os
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -28,89 +27,30 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-import cv2
 import numpy as np
 import torch
 from torch import nn
 
+from benchmarks.pcb_peers import Detect, RetinaNet, RetinaNetTask, difference, find_retinanet
 from benchmarks.tables import Record, goal, keep, table
-from core.contract import Step
+from benchmarks.training import kept, trained
 from core.device import machine, pick_device, seed_everything
-from core.distributed.strategy import Strategy
-from core.errors import ConfigError
 from core.evaluation.bootstrap import Figure, interval
 from core.inference.session import TorchSession
-from core.run import Run, revision
-from core.training.checkpoint import Checkpointer
-from core.training.log import Log
-from core.training.loop import FitConfig, fit
+from core.training.loop import FitConfig
 from core.training.optim import OptimConfig
-from verticals.manufacturing.boxes import Boxes, boxes_of
-from verticals.manufacturing.golden import GateConfig, align, differences
+from verticals.manufacturing.boxes import Boxes
 from verticals.manufacturing.pcb.application import task as task_of
 from verticals.manufacturing.pcb.config import RECIPES, DataConfig, ModelConfig, PcbConfig, PredictConfig, SamplerConfig
 from verticals.manufacturing.pcb.data import PcbData
 from verticals.manufacturing.pcb.evaluation import Evaluation, request_of, thresholds_of
 from verticals.manufacturing.pcb.model import TileForm
-from verticals.manufacturing.pcb.predictor import PcbPredictor, Request
+from verticals.manufacturing.pcb.predictor import PcbPredictor
 from verticals.manufacturing.pcb.synthetic import SyntheticConfig
-from verticals.manufacturing.pcb.task import Batch
 from verticals.manufacturing.precision import AUTHORS, average_precision, matched, mean_figures
 from verticals.manufacturing.verdict import counts
 
-Detect = Callable[[Request], Boxes]
-PEER_WIDTH = 64
-"""Channels of the peer's pyramid and heads: with its backbone still more multiplications than our small network."""
 MOST_MINUTES = 45
-
-
-class RetinaNet(nn.Module):
-    """torchvision's, on a ResNet-18 that sees the template as further channels; anchors from 16 pixels on."""
-
-    def __init__(self, num_classes: int, num_channels: int) -> None:
-        super().__init__()
-        from torchvision.models import resnet18
-        from torchvision.models.detection import retinanet
-        from torchvision.models.detection.anchor_utils import AnchorGenerator
-        from torchvision.models.detection.backbone_utils import BackboneWithFPN
-        from torchvision.ops.feature_pyramid_network import LastLevelP6P7
-
-        body = resnet18()
-        body.conv1 = nn.Conv2d(num_channels, 64, 7, 2, 3, bias=False)
-        backbone = BackboneWithFPN(
-            body,
-            {"layer2": "0", "layer3": "1", "layer4": "2"},
-            [128, 256, 512],
-            PEER_WIDTH,
-            LastLevelP6P7(PEER_WIDTH, PEER_WIDTH),
-        )
-        sizes = tuple(tuple(int(side * 2 ** (step / 3)) for step in range(3)) for side in (16, 32, 64, 128, 256))
-        anchors = AnchorGenerator(sizes, ((0.5, 1.0, 2.0),) * len(sizes))
-        self.net: Any = retinanet.RetinaNet(
-            backbone,
-            num_classes,
-            anchor_generator=anchors,
-            image_mean=[0.5] * num_channels,
-            image_std=[0.5] * num_channels,
-            _skip_resize=True,
-        )
-        self.to(memory_format=torch.channels_last)
-
-
-class RetinaNetTask(nn.Module):
-    """torchvision's own losses."""
-
-    def __init__(self, model: RetinaNet) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, batch: Batch) -> Step:
-        targets = [
-            {"boxes": drawn[kinds >= 0], "labels": kinds[kinds >= 0]}
-            for drawn, kinds in zip(batch.drawn, batch.classes, strict=True)
-        ]
-        losses = self.model.net(list(batch.picture.float() / 255), targets)
-        return Step(sum(losses.values()), {name: value.detach() for name, value in losses.items()})
 
 
 def retinanet(config: PcbConfig, data: PcbData) -> nn.Module:
@@ -122,22 +62,6 @@ def find_ours(task: Any, config: PcbConfig, data: PcbData, device: torch.device)
     constants = {"classes": data.dataset.classes, "thresholds": dict.fromkeys(data.dataset.classes, 0.0)}
     predictor = PcbPredictor(config, constants, TorchSession(TileForm(task.model.eval()), device=device))
     return lambda request: predictor([request])[0].findings
-
-
-def find_retinanet(task: Any, config: PcbConfig, data: PcbData, device: torch.device) -> Detect:
-    net = task.model.net.eval()
-
-    @torch.inference_mode()
-    def found(request: Request) -> Boxes:
-        parts = [request.picture]
-        if request.golden is not None:
-            parts.append(align(request.picture, request.golden, search=config.predict.alignment.search).golden)
-        picture = torch.from_numpy(np.concatenate(parts, 2).transpose(2, 0, 1).copy()).to(device).float() / 255
-        (answer,) = net([picture])
-        boxes = boxes_of(*(answer[name].cpu().numpy() for name in ("boxes", "labels", "scores")))
-        return boxes.take(np.argsort(-boxes.scores, kind="stable"))
-
-    return found
 
 
 @dataclass(frozen=True)
@@ -160,57 +84,6 @@ NETWORKS: dict[str, Network] = {
 }
 """`-plain` does not see the template."""
 OURS = ("small", "small-plain", "nano", "nano-plain")
-
-
-def difference(request: Request, classes: tuple[str, ...], *, dark: bool, margin: float = 10) -> Boxes:
-    """The old way: what differs from the template, and what the copper's pieces say of it. The score is its size.
-
-    Added copper is an island (copper), joins two pieces (short) or one (spur); missing copper is a hole (pin-hole), parts a
-    piece (open) or bites into it (mousebite). Source: Wu, Wang and Liu 1996, the subtraction and classification of two-level pictures.
-
-    Args:
-        dark: whether copper is the darker level.
-        margin: pixels that people leave around a defect (chosen on the validation pictures).
-    """
-    if request.golden is None:
-        return boxes_of([], [])
-    golden = align(request.picture, request.golden, search=GateConfig().search).golden
-    board, twin = (((part[..., 0] > 127) ^ dark).astype(np.uint8) for part in (request.picture, golden))
-    beyond = differences(request.picture, golden, GateConfig(slack=1)).astype(np.uint8)
-    differs = cv2.morphologyEx(beyond, cv2.MORPH_OPEN, np.ones((2, 2), np.uint8))
-    joined = cv2.morphologyEx(differs, cv2.MORPH_CLOSE, np.ones((7, 7), np.uint8))
-    number, labels, stats, _ = cv2.connectedComponentsWithStats(joined, connectivity=8)
-    _, of_twin = cv2.connectedComponents(twin, connectivity=8)
-    _, of_board = cv2.connectedComponents(board, connectivity=8)
-    corners, kinds, scores = [], [], []
-    for label in range(1, number):
-        x, y, width, height = (int(value) for value in stats[label, :4])
-        changed = (labels[y : y + height, x : x + width] == label) & (differs[y : y + height, x : x + width] > 0)
-        size = int(changed.sum())
-        if size < 12:
-            continue
-        around = slice(max(0, y - 4), y + height + 4), slice(max(0, x - 4), x + width + 4)
-        added = float(board[y : y + height, x : x + width][changed].mean()) > 0.5
-        met = np.unique(of_twin[around][(labels[around] != label) & (twin[around] > 0)])
-        left = np.unique(of_board[around][(labels[around] != label) & (board[around] > 0)])
-        if added:
-            name = (
-                "copper" if not _touches(labels[around] == label, twin[around]) else "short" if len(met) > 1 else "spur"
-            )
-        elif not _touches(labels[around] == label, 1 - twin[around]):
-            name = "pin-hole"
-        else:
-            name = "open" if len(left) > len(met) else "mousebite"
-        corners.append([x - margin, y - margin, x + width + margin, y + height + margin])
-        kinds.append(classes.index(name))
-        scores.append(1 - 1 / (1 + size / 50))
-    found = boxes_of(corners, kinds, scores).within(*board.shape[::-1])
-    return found.take(np.argsort(-found.scores, kind="stable"))
-
-
-def _touches(part: np.ndarray[Any, Any], other: np.ndarray[Any, Any]) -> bool:
-    grown = cv2.dilate(part.astype(np.uint8), np.ones((7, 7), np.uint8)) > 0
-    return bool((other[grown & ~part] > 0).any())
 
 
 def config_of(given: argparse.Namespace) -> PcbConfig:
@@ -236,33 +109,12 @@ def config_of(given: argparse.Namespace) -> PcbConfig:
     return RECIPES[given.recipe]().override([*own, *given.set])
 
 
-def trained(name: str, config: PcbConfig, data: PcbData, folder: Path, device: torch.device) -> tuple[Any, float]:
-    """The task, trained or taken up where it stopped, and the seconds that training took in all.
-
-    Raises:
-        ConfigError: the folder holds a training of other settings.
-    """
+def network(name: str, config: PcbConfig, data: PcbData, folder: Path, device: torch.device) -> tuple[Any, float]:
+    """The task, trained or taken up where it stopped, and the seconds that training took in all."""
     seed_everything(config.fit.seed)
     task = NETWORKS[name].make(config, data)
     settings = config.model_dump_json(indent=1, exclude={"predict", "rules"})
-    stated = folder / f"{name}.json"
-    if (folder / name).exists() and (not stated.exists() or stated.read_text() != settings):
-        raise ConfigError(
-            f"{folder} holds a training of {name} with other settings ({stated.name}); give another --cache"
-        )
-    stated.write_text(settings)
-    clock = folder / f"{name}.seconds"
-    before = float(clock.read_text()) if clock.exists() else 0.0
-    started = time.perf_counter()
-
-    class Timed(Checkpointer):
-        def save(self, state: dict[str, Any]) -> None:
-            super().save(state)
-            clock.write_text(str(before + time.perf_counter() - started))
-
-    with Log(folder / f"{name}.jsonl", quiet=not sys.stderr.isatty()) as log:
-        fit(task, data, config.fit, strategy=Strategy(device), log=log, checkpointer=Timed(folder / name))
-    return task, float(clock.read_text())
+    return task, trained(folder, name, task, data, config.fit, settings=settings, device=device)
 
 
 @dataclass
@@ -272,6 +124,8 @@ class Judged:
     evaluation: Evaluation
     minutes: float | None
     """Of training."""
+    thresholds: Mapping[str, float]
+    """By class, for the escape rate."""
     threshold: float
     """The score that was best by F on the validation boards."""
 
@@ -310,7 +164,7 @@ def judged(detect: Detect, config: PcbConfig, data: PcbData, split: str, minutes
         [np.array(counts(boxes, classes, thresholds, {}), bool) for boxes in found],
         [board.boxes for board in boards],
     )
-    return Judged(evaluation, minutes, best_threshold(first, drawn, len(classes)))
+    return Judged(evaluation, minutes, thresholds, best_threshold(first, drawn, len(classes)))
 
 
 def detected(detect: Detect, data: PcbData, split: str) -> list[Boxes]:
@@ -325,22 +179,6 @@ def best_threshold(found: list[Boxes], drawn: list[Boxes], num_classes: int) -> 
     right = np.cumsum(matches.right[:, 0])
     f = 2 * right / (np.arange(1, len(right) + 1) + matches.drawn.sum())
     return float(matches.score[int(f.argmax())])
-
-
-def keep_run(path: Path, given: argparse.Namespace, config: PcbConfig, data: PcbData, task: Any, done: Judged) -> None:
-    """One of our networks as a run, which `verticals predict`, `export` and `compress` and `pcb_throughput.py` take."""
-    path.mkdir(exist_ok=True)
-    run = Run(path)
-    drawn = [board.boxes for board in data.samples("validation")]
-    classes = data.dataset.classes
-    found = detected(find_ours(task, config, data, pick_device(given.device)), data, "validation")
-    thresholds = thresholds_of(found, drawn, classes, escape=config.rules.escape)
-    run.write_text("config.yaml", config.to_yaml())
-    run.write_json("code.json", {"application": "manufacturing.pcb", "recipe": given.recipe, **revision()})
-    run.write_json("data.json", data.fingerprint)
-    run.write_json("constants.json", {"classes": list(classes), "thresholds": thresholds})
-    run.write_weights(task.model)
-    run.write_json("report.json", {**done.evaluation.record(), "text": done.evaluation.text, "machine": machine()})
 
 
 def main() -> None:
@@ -369,14 +207,23 @@ def main() -> None:
             if not config.data.template and not name.endswith("-plain"):
                 continue
             data = PcbData(own)
-            task, seconds = trained(name, own, data, folder, device)
+            task, seconds = network(name, own, data, folder, device)
             print(f"{name}: trained {seconds / 60:.1f} min", file=sys.stderr, flush=True)
             if given.train_only:
                 continue
             done[name] = judged(NETWORKS[name].find(task, own, data, device), own, data, given.split, seconds / 60)
             print(done[name].evaluation.text, file=sys.stderr, flush=True)
             if given.cache and name in OURS:
-                keep_run(folder / f"{name}.run", given, own, data, task, done[name])
+                kept(
+                    folder / f"{name}.run",
+                    application="manufacturing.pcb",
+                    recipe=given.recipe,
+                    config=own.to_yaml(),
+                    fingerprint=data.fingerprint,
+                    constants={"classes": list(data.dataset.classes), "thresholds": done[name].thresholds},
+                    network=task.model,
+                    report={**done[name].evaluation.record(), "text": done[name].evaluation.text},
+                )
         if done and config.data.template:
             data = PcbData(config)
             detect = partial(difference, classes=data.dataset.classes, dark=bool(config.data.sources))

@@ -24,7 +24,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -33,6 +33,8 @@ import numpy as np
 import torch
 
 from benchmarks.pcb_deeppcb import Judged, best_threshold, detected
+from benchmarks.pcb_mosaics import Board, healed, mosaic, seen_by_gate
+from benchmarks.pcb_peers import by_sahi
 from benchmarks.tables import Record, goal, keep, table
 from core.device import machine
 from core.errors import ParityError, ScoreError
@@ -43,20 +45,18 @@ from core.run import Run
 from pipelines.chain import Chain
 from pipelines.model import Place, find, size_of
 from pipelines.train import train
-from verticals.manufacturing.boxes import Boxes, boxes_of, joined, overlap
-from verticals.manufacturing.golden import GateConfig, align, differences, shifted
+from verticals.manufacturing.boxes import Boxes, overlap
+from verticals.manufacturing.golden import GateConfig
 from verticals.manufacturing.pcb import APPLICATION
 from verticals.manufacturing.pcb.config import PcbConfig
 from verticals.manufacturing.pcb.data import PcbData
-from verticals.manufacturing.pcb.evaluation import Evaluation, request_of
+from verticals.manufacturing.pcb.evaluation import Evaluation
 from verticals.manufacturing.pcb.predictor import PcbPredictor, Request
-from verticals.manufacturing.pictures import Picture
 from verticals.manufacturing.precision import AUTHORS
 from verticals.manufacturing.verdict import counts
 
 TILE, OVERLAP = 320, 0.2
-GATE = GateConfig(search=8, least_pixels=8)
-"""Chosen on validation scans: of their defects .999 differ by that much."""
+GATE = GateConfig()
 PRUNED = 0.5
 RECOVERY = ["fit.epochs=2", "fit.optim.lr=1e-3"]
 """After each of the three steps of pruning, with the network itself as its teacher."""
@@ -64,14 +64,6 @@ LIMIT = 0.015
 """Of the validation score that a step may lose."""
 FRAMES = 12
 """Boards a second that the seeds name."""
-
-
-class Board(NamedTuple):
-    """A mosaic."""
-
-    picture: Picture
-    golden: Picture
-    defects: Boxes
 
 
 class Row(NamedTuple):
@@ -96,43 +88,6 @@ ROWS = (
     Row("nano, int8, gated", "nano/run-openvino-int8", gated=True),
 )
 FLOAT, SHIPPED = "small, torch, our tiles", "nano, int8"
-
-
-def healed(data: PcbData, split: str) -> list[tuple[Picture, Picture, Boxes]]:
-    """Scans, their templates in register, and the defects."""
-    found = []
-    for board in data.samples(split):
-        request = request_of(data, board)
-        assert request.golden is not None
-        found.append((request.picture, align(request.picture, request.golden, search=32).golden, board.boxes))
-    return found
-
-
-def mosaic(
-    scans: Sequence[tuple[Picture, Picture, Boxes]], side: int, defects: int, random: np.random.Generator
-) -> Board:
-    """A board of scans side by side, with so many defects left."""
-    cell = scans[0][0].shape[0]
-    count = -(-side // cell)
-    picture, golden = (np.zeros((count * cell, count * cell, 1), np.uint8) for _ in range(2))
-    places: list[Boxes] = []
-    for number, chosen in enumerate(random.choice(len(scans), count**2, replace=len(scans) < count**2)):
-        y, x = (at * cell for at in divmod(number, count))
-        scan, twin, boxes = scans[chosen]
-        picture[y : y + cell, x : x + cell], golden[y : y + cell, x : x + cell] = scan, twin
-        places.append(boxes.shifted(x, y))
-    every = joined(places)
-    inside = np.nonzero((every.corners >= 8).all(1) & (every.corners <= side - 8).all(1))[0]
-    left = random.choice(inside, min(defects, len(inside)), replace=False)
-    for place in np.setdiff1d(np.arange(len(every.scores)), left):
-        x1, y1, x2, y2 = (int(value) for value in every.corners[place])
-        part = slice(max(0, y1 - 2), y2 + 2), slice(max(0, x1 - 2), x2 + 2)
-        kept = [box for box in every.corners[left] if box[0] < x2 and box[2] > x1 and box[1] < y2 and box[3] > y1]
-        if not kept:
-            picture[part] = golden[part]
-    right, down = (int(value) for value in random.integers(-3, 4, 2))
-    moved = shifted(picture[:side, :side], right, down)
-    return Board(moved, np.ascontiguousarray(golden[:side, :side]), every.take(left).shifted(right, down))
 
 
 def made(cache: Path, settings: Sequence[str]) -> dict[str, str]:
@@ -190,61 +145,8 @@ def detector(row: Row, cache: Path, threads: int) -> tuple[Callable[[Request], B
     constants = Run(place.path).read_json("constants.json")
     predictor = PcbPredictor(config, constants, opened, streams=session.streams)
     if row.sahi:
-        return partial(_by_sahi, predictor), predictor
+        return partial(by_sahi, predictor, overlap=OVERLAP), predictor
     return lambda request: predictor([request])[0].findings, predictor
-
-
-def _by_sahi(predictor: PcbPredictor, request: Request) -> Boxes:
-    """The same network on slices of the same size, put together by SAHI with its defaults."""
-    from sahi.models.base import DetectionModel
-    from sahi.predict import get_sliced_prediction
-    from sahi.prediction import ObjectPrediction
-
-    class Model(DetectionModel):
-        def load_model(self) -> None:
-            self.model = predictor
-
-        def perform_inference(self, image: np.ndarray[Any, Any]) -> None:
-            tile = np.ascontiguousarray(image[..., :2].transpose(2, 0, 1))[None]
-            answer = predictor._session({"picture": tile})
-            self._original_predictions = predictor._decoded(answer["logits"][0], answer["boxes"][0])
-
-        def _create_object_prediction_list_from_original_predictions(
-            self, shift_amount_list: Any = None, full_shape_list: Any = None
-        ) -> None:
-            found = self._original_predictions
-            self._object_prediction_list_per_image = [
-                [
-                    ObjectPrediction(
-                        bbox=corners.tolist(),
-                        category_id=int(kind),
-                        category_name=predictor.classes[kind],
-                        score=float(score),
-                        shift_amount=shift_amount_list[0]
-                        if isinstance(shift_amount_list[0], list)
-                        else shift_amount_list,
-                        full_shape=full_shape_list[0] if isinstance(full_shape_list[0], list) else full_shape_list,
-                    )
-                    for corners, kind, score in zip(found.corners, found.classes, found.scores, strict=True)
-                ]
-            ]
-
-    assert request.golden is not None
-    golden = align(request.picture, request.golden, search=GATE.search).golden
-    image = np.concatenate((request.picture, golden, golden), axis=2)
-    answer = get_sliced_prediction(
-        image,
-        Model(confidence_threshold=predictor.config.predict.least_score),
-        slice_height=TILE,
-        slice_width=TILE,
-        overlap_height_ratio=OVERLAP,
-        overlap_width_ratio=OVERLAP,
-        perform_standard_pred=False,
-        verbose=0,
-    )
-    rows = answer.object_prediction_list
-    boxes = boxes_of([r.bbox.to_xyxy() for r in rows], [r.category.id for r in rows], [r.score.value for r in rows])
-    return boxes.take(np.argsort(-boxes.scores, kind="stable"))
 
 
 class Counted(NamedTuple):
@@ -291,19 +193,10 @@ def judged_on_scans(
         found = detected(detect, data, "test")
         hits = [np.array(counts(one, predictor.classes, predictor.thresholds, {}), bool) for one in found]
         evaluation = Evaluation("test", predictor.classes, names, np.zeros(len(names), bool), (), found, hits, drawn)
-        done[name] = Judged(evaluation, None, best_threshold(found, drawn, len(predictor.classes)))
+        done[name] = Judged(
+            evaluation, None, predictor.thresholds, best_threshold(found, drawn, len(predictor.classes))
+        )
     return done
-
-
-def seen_by_gate(scans: Sequence[tuple[Picture, Picture, Boxes]]) -> tuple[int, int]:
-    """Defects of the test scans in whose box a pixel differs by more than the gate's noise, and all."""
-    hits = [
-        bool(differs[int(y1) : int(y2), int(x1) : int(x2)].any())
-        for scan, golden, boxes in scans
-        for differs in [differences(scan, golden, GATE)]
-        for x1, y1, x2, y2 in boxes.corners
-    ]
-    return sum(hits), len(hits)
 
 
 def memory_of(row: Row, cache: Path, board: Board, threads: int) -> float:
@@ -378,7 +271,7 @@ def run(given: argparse.Namespace, cache: Path) -> None:
         {name: rows[name] for name in names},
         [mosaic(scans, side, int(random.integers(0, 6)), random) for _ in range(given.recall_boards)],
     )
-    report(given, cache, side, times, crowded, scored, memory, wide, seen_by_gate(scans))
+    report(given, cache, side, times, crowded, scored, memory, wide, seen_by_gate(scans, GATE))
 
 
 def report(

@@ -8,9 +8,7 @@ does with the same channels' readers set to zero. Where it does not, the group s
 from __future__ import annotations
 
 import copy
-import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -19,7 +17,6 @@ import torch_pruning
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.utils._pytree import tree_map
-from torch_pruning.dependency import index_mapping
 
 from core.compression.layers import (
     MIXING,
@@ -39,6 +36,7 @@ from core.compression.layers import (
     whole_because,
     width,
 )
+from core.compression.tracing import at_last_layers, end_at_sums, leniently, out_of_place
 from core.errors import ConfigError
 from core.nn.shapes import fit_to
 
@@ -113,7 +111,7 @@ def prune(
     learns = {name: parameter.requires_grad for name, parameter in small.named_parameters()}
     pruner = search.pruner(small, steps=steps, whole=refused)
     for step in range(1, steps + 1):
-        with _leniently():
+        with leniently():
             for group in pruner.step(interactive=True):
                 if _root(pruner, group) not in refused:
                     group.prune()
@@ -209,7 +207,7 @@ class _Search:
         """torch-pruning's pruner of `model`, which it puts into evaluation mode."""
         for parameter in model.parameters():  # tracing goes by gradients
             parameter.requires_grad_(parameter.is_floating_point())
-        with _leniently(), _out_of_place(model), torch.enable_grad():
+        with leniently(), out_of_place(model), torch.enable_grad():
             pruner = torch_pruning.pruner.BasePruner(
                 model,
                 self.example,
@@ -224,7 +222,7 @@ class _Search:
                 forward_fn=self._traced,
                 output_transform=lambda answer: [part for part in tensors_of(answer) if part.grad_fn is not None],
             )
-        _end_at_sums(pruner.DG)
+        end_at_sums(pruner.DG)
         return pruner
 
     def _traced(self, model: nn.Module, example: Example) -> Any:
@@ -235,7 +233,7 @@ class _Search:
             return value.detach().requires_grad_() if floats else value
 
         if not self.cut:
-            return _at_last_layers(model, example)
+            return at_last_layers(model, example)
         part = model.get_submodule(self.cut)
         hooks = [
             part.register_forward_pre_hook(lambda _, inputs: tree_map(free, inputs)),
@@ -253,7 +251,7 @@ class _Search:
         pruner = self.pruner(trial, steps=1, whole=self.kept)
         members: dict[str, list[str]] = {}
         ends = []
-        with _leniently():
+        with leniently():
             for group in pruner.DG.get_all_groups(ignored_layers=pruner.ignored_layers, root_module_types=MIXING):
                 root, writes = _root(pruner, group), pruner.DG.is_out_channel_pruning_fn
                 targets = [item.dep.target.module for item in group if writes(item.dep.handler)]
@@ -278,7 +276,7 @@ class _Search:
         small, whole = copy.deepcopy(self.model), copy.deepcopy(self.model).eval()
         pruner = self.pruner(small, steps=1, whole=self.kept)
         try:
-            with _leniently():
+            with leniently():
                 for group in list(pruner.step(interactive=True)):  # indices as they are before anything is pruned
                     if _root(pruner, group) in roots:
                         _blank(whole, pruner, group)
@@ -317,91 +315,6 @@ class _FilterNorm(torch_pruning.importance.Importance):  # type: ignore[misc]
             norm.index_add_(0, torch.tensor(item.root_idxs), rows)
             found = True
         return norm if found else None
-
-
-@contextmanager
-def _leniently() -> Iterator[None]:
-    """torch-pruning without its warnings (of parameters it has to guess at) and without its fault over concatenations with
-    a model's input, whose channels it does not know: both leave guesses, which the proof settles."""
-    update = index_mapping.update_concat_index_mapping
-
-    def careful(graph: Any, node: Any) -> None:
-        try:
-            update(graph, node)
-        except TypeError:
-            node.enable_index_mapping = False
-
-    index_mapping.update_concat_index_mapping = careful
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        index_mapping.update_concat_index_mapping = update
-
-
-@contextmanager
-def _out_of_place(model: nn.Module) -> Iterator[None]:
-    """Units that write into their input do not: over a view (instance norm's answer) the trace would lose the layer before."""
-    units = [module for module in model.modules() if getattr(module, "inplace", False) is True]
-    for module in units:
-        module.inplace = False  # type: ignore[assignment]
-    try:
-        yield
-    finally:
-        for module in units:
-            module.inplace = True  # type: ignore[assignment]
-
-
-def _at_last_layers(model: nn.Module, example: Example) -> Any:
-    """What the last layers write, where nothing that comes after them has weights; else the answer.
-
-    In what makes boxes of it, or another list over places, torch-pruning takes places for channels and does not come back.
-    """
-    written: dict[Any, Tensor] = {}
-
-    def keep(_: nn.Module, inputs: Any, output: Tensor) -> None:
-        if output.grad_fn is not None:
-            written[output.grad_fn] = output
-
-    hooks = [layer.register_forward_hook(keep) for layer in model.modules() if isinstance(layer, MIXING)]
-    try:
-        result = model(*example)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    ends: dict[Any, Tensor] = {}
-    nodes = [part.grad_fn for part in tensors_of(result) if part.grad_fn is not None]
-    seen = set(nodes)
-    while nodes:
-        node = nodes.pop()
-        if node in written:
-            ends[node] = written[node]
-            continue
-        if hasattr(node, "variable"):  # a weight
-            return result
-        before = {one for one, _ in node.next_functions if one is not None} - seen
-        seen |= before
-        nodes += before
-    return list(ends.values()) or result
-
-
-def _end_at_sums(graph: Any) -> None:
-    """A sum or mean over channels reads them all and has none itself: what comes after it is not tied to them."""
-    for node in graph.module2node.values():
-        name = node.grad_fn.name() if hasattr(node.grad_fn, "name") else ""
-        if not name.startswith(("SumBackward1", "MeanBackward1")):
-            continue
-        rank = len(node.grad_fn._saved_self_sym_sizes)
-        axes = {(axis - 2**64 if axis >= 2**63 else axis) % rank for axis in node.grad_fn._saved_dim}
-        before = list(node.inputs)
-        while before and not any(isinstance(one.module, MIXING) for one in before):
-            before = [earlier for one in before for earlier in one.inputs][:64]
-        layer = next((one.module for one in before if isinstance(one.module, MIXING)), None)
-        if layer is not None and (1 if isinstance(layer, _ConvNd) else rank - 1) in axes:
-            node.dependencies = [tie for tie in node.dependencies if tie.target not in node.outputs]
-            for after in node.outputs:
-                after.dependencies = [tie for tie in after.dependencies if tie.target is not node]
 
 
 @torch.no_grad()

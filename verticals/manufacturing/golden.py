@@ -33,14 +33,12 @@ BETTER = 0.1
 class GateConfig(Config):
     """What counts as a difference from the golden board."""
 
-    search: int = Field(32, ge=0)
-    """Pixels that a board may be shifted by, in each direction."""
     noise: int = Field(48, ge=0, le=255)
     """Grey values that a pixel may differ by."""
     slack: int = Field(1, ge=0, le=8)
     """Pixels that an edge may be off."""
-    least_pixels: int = Field(4, ge=1)
-    """Pixels that differ within a square of 5 x 5, from which on they are no noise."""
+    least_pixels: int = Field(8, ge=1, le=25)
+    """Pixels that differ within a square of 5 x 5, from which on they are no noise: .999 of DeepPCB's validation defects do."""
 
 
 class Aligned(NamedTuple):

@@ -14,11 +14,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import cv2
-
 from core.durable.files import written
 from core.errors import DataError
 from verticals.manufacturing.boxes import boxes_of
+from verticals.manufacturing.drawing import as_png
 from verticals.manufacturing.golden import shifted
 from verticals.manufacturing.pcb.boards import Board, Listed
 from verticals.manufacturing.pcb.formats import coco
@@ -92,7 +91,7 @@ def _template(record: dict[str, Any], products: Products, path: Path) -> Path | 
     if shift is None or not revision:
         return None
     golden = products.golden(replace(products.get(record["PartId"]), revision=revision), 3)
-    cv2.imwrite(str(path), shifted(golden, *shift)[..., ::-1])
+    path.write_bytes(as_png(shifted(golden, *shift)))
     return path
 
 

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from core.compression.pruning import MagnitudePruner, prune
+from core.compression.tracing import at_last_layers
 from core.contract import TensorSpec
 from core.errors import ArtifactError, ConfigError
 from core.nn.shapes import fit_to
@@ -282,3 +283,36 @@ def test_units_that_write_in_place_after_an_instance_norm_hide_no_layer(num_samp
     assert all(smaller[name] == (3 if name == "head" else 0.75 * widths[name]) for name in widths)
     assert answer(pruned, example).shape == (num_samples, 3, 8, 8, 8)
     assert all(layer.inplace for layer in pruned.modules() if isinstance(layer, nn.LeakyReLU))
+
+
+class Detector(nn.Module):
+    """Answers for every place of two levels, by layers whose channels are the answer's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fine, self.coarse = nn.Conv2d(3, 16, 3, 2, 1), nn.Conv2d(16, 16, 3, 2, 1)
+        self.heads = nn.ModuleList(nn.Conv2d(16, 8, 1) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        fine = self.fine(x).relu()
+        levels = [head(part) for head, part in zip(self.heads, (fine, self.coarse(fine).relu()), strict=True)]
+        places = torch.cat([level.flatten(2).transpose(1, 2) for level in levels], dim=1)
+        sides: Tensor = (places.unflatten(2, (2, 4)).softmax(-1) * torch.arange(4.0)).sum(-1)
+        return sides
+
+
+def test_what_comes_after_the_last_layers_is_not_followed() -> None:
+    torch.manual_seed(0)
+    network, x = Detector(), torch.randn(2, 3, 32, 32)
+    ends = at_last_layers(network, (x,))
+    assert [end.shape for end in sorted(ends, key=lambda end: -end.shape[-1])] == [(2, 8, 16, 16), (2, 8, 8, 8)]
+    pruned = prune(network, 0.5, (x,))
+    assert pruned.channels == {"fine": (16, 8), "coarse": (16, 8)}
+    assert set(pruned.refused) == {"heads.0", "heads.1"}
+    assert pruned.model(x).shape == network(x).shape
+
+
+def test_an_answer_behind_further_weights_is_followed_whole() -> None:
+    network = nn.Sequential(nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8))
+    x = torch.randn(2, 3, 8, 8)
+    assert isinstance(at_last_layers(network, (x,)), Tensor)

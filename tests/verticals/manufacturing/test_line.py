@@ -16,6 +16,7 @@ import cv2
 import numpy as np
 import paho.mqtt.client as paho
 import pytest
+from numpy.typing import NDArray
 from paho.mqtt.enums import CallbackAPIVersion
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
@@ -110,14 +111,20 @@ def drop(folder: Path, numbers: range, part_id: str) -> None:
         (folder / part_id / f".{number}.png").rename(folder / part_id / f"{number:03d}.png")
 
 
+def begun(folder: Path, mosquitto: Mosquitto) -> tuple[NDArray[np.uint8], Subscriber]:
+    """The golden board of a product that is taught, and somebody who listens."""
+    golden = np.random.default_rng(1).integers(0, 256, (64, 64), np.uint8)
+    Products(folder / "store" / "products").teach("A1", cv2.imencode(".png", golden)[1].tobytes())
+    subscriber = Subscriber(mosquitto.port)
+    subscriber.start()
+    return golden, subscriber
+
+
 def test_no_board_is_lost_or_doubled_whatever_dies(
     environment: dict[str, str], tmp_path: Path, mosquitto: Mosquitto
 ) -> None:
     folder = tmp_path / "in"
-    golden = np.random.default_rng(1).integers(0, 256, (64, 64), np.uint8)
-    Products(tmp_path / "store" / "products").teach("A1", cv2.imencode(".png", golden)[1].tobytes())
-    subscriber = Subscriber(mosquitto.port)
-    subscriber.start()
+    _, subscriber = begun(tmp_path, mosquitto)
     with process(environment):
         drop(folder, range(80), "A1")
         until(20, subscriber)
@@ -146,10 +153,7 @@ def test_an_unknown_part_and_a_broken_picture_are_unknown_and_the_line_goes_on(
     environment: dict[str, str], tmp_path: Path, mosquitto: Mosquitto
 ) -> None:
     folder = tmp_path / "in"
-    golden = np.random.default_rng(1).integers(0, 256, (64, 64), np.uint8)
-    Products(tmp_path / "store" / "products").teach("A1", cv2.imencode(".png", golden)[1].tobytes())
-    subscriber = Subscriber(mosquitto.port)
-    subscriber.start()
+    golden, subscriber = begun(tmp_path, mosquitto)
     (folder / "A1").mkdir()
     (folder / "A1" / "a_empty.png").write_bytes(b"")
     (folder / "A1" / "b_cut.png").write_bytes(cv2.imencode(".png", golden)[1].tobytes()[:-900])

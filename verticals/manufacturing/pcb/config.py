@@ -97,8 +97,8 @@ class PredictConfig(Config):
     """Of a board, the best first."""
     gate: GateConfig | None = None
     """What tiles are skipped by, that equal the golden board; None runs every tile."""
-    alignment: GateConfig = GateConfig()
-    """How the golden board is laid upon the board."""
+    search: int = Field(32, ge=0)
+    """Pixels that a board may be shifted by from its golden one, in each direction."""
 
 
 class RulesConfig(Config):

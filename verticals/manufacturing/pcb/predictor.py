@@ -166,7 +166,7 @@ class PcbPredictor:
         predict = self.config.predict
         if not self.sees_golden and predict.gate is None:
             return picture, None, None
-        aligned = align(picture, golden, search=(predict.gate or predict.alignment).search)
+        aligned = align(picture, golden, search=predict.search)
         return picture, aligned.golden, (aligned.right, aligned.down)
 
     def _found(self, picture: Picture, golden: Picture | None, chosen: Sequence[Tile]) -> list[Boxes]:
