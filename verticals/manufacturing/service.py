@@ -7,10 +7,10 @@
 from __future__ import annotations
 
 import asyncio
-import shutil
 import tempfile
 import time
 from collections.abc import Mapping
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -19,8 +19,7 @@ import bentoml
 from bentoml.exceptions import BentoMLException
 from bentoml.validators import ContentType
 from pydantic import BaseModel, ConfigDict, Field
-from starlette.background import BackgroundTask
-from starlette.responses import FileResponse, Response
+from starlette.responses import Response, StreamingResponse
 
 from core.errors import VerticalsError
 from core.monitoring import metrics
@@ -235,14 +234,14 @@ class Manufacturing:
     @bentoml.api
     async def training_data(self) -> Annotated[Path, ContentType("application/zip")]:
         """The boards whose findings operators judged, as a COCO data set with golden boards: unpack it, and train from it."""
-        folder = Path(tempfile.mkdtemp(dir=self._settings.folder, prefix=".judged-"))
-        try:
-            await asyncio.to_thread(self._line.training_data, folder / "judged.zip")
-        except BaseException:
-            shutil.rmtree(folder)
-            raise
-        return FileResponse(  # type: ignore[return-value]
-            folder / "judged.zip", filename="judged.zip", background=BackgroundTask(shutil.rmtree, folder)
+        with tempfile.TemporaryDirectory(dir=self._settings.folder, prefix=".judged-") as folder:
+            target = Path(folder) / "judged.zip"
+            await asyncio.to_thread(self._line.training_data, target)
+            size, packed = target.stat().st_size, target.open("rb")  # goes when it is closed, whoever hangs up
+        return StreamingResponse(  # type: ignore[return-value]
+            iter(partial(packed.read, 1 << 20), b""),
+            media_type="application/zip",
+            headers={"content-length": str(size), "content-disposition": 'attachment; filename="judged.zip"'},
         )
 
     def _row(self, kept: Kept) -> dict[str, Any]:
