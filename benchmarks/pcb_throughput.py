@@ -57,13 +57,28 @@ from verticals.manufacturing.verdict import counts
 
 TILE, OVERLAP = 320, 0.2
 GATE = GateConfig()
-PRUNED = 0.5
-RECOVERY = ["fit.epochs=2", "fit.optim.lr=1e-3"]
-"""After each of the three steps of pruning, with the network itself as its teacher."""
+RECOVERY = ("fit.epochs=2", "fit.optim.lr=1e-3")
+"""After each of the three steps of pruning, with the small network as the teacher."""
 LIMIT = 0.015
 """Of the validation score that a step may lose."""
 FRAMES = 12
 """Boards a second that the seeds name."""
+
+
+class Made(NamedTuple):
+    """A run of `--cache`, exported and made int8; or pruned and taught before that."""
+
+    source: str
+    pruned: float = 0.0
+    """Share of the channels."""
+
+
+MADE = {
+    "small": Made("small"),
+    "nano": Made("nano"),
+    "nano-pruned": Made("nano", 0.3),
+    "small-pruned": Made("small", 0.5),
+}
 
 
 class Row(NamedTuple):
@@ -84,16 +99,17 @@ ROWS = (
     Row("small, pruned, int8", "small-pruned/small-openvino-int8"),
     Row("nano, OpenVINO float32", "nano/run-openvino"),
     Row("nano, int8", "nano/run-openvino-int8"),
+    Row("nano, pruned, int8", "nano-pruned/small-openvino-int8"),
     Row("small, int8, gated", "small/run-openvino-int8", gated=True),
-    Row("nano, int8, gated", "nano/run-openvino-int8", gated=True),
+    Row("nano, pruned, int8, gated", "nano-pruned/small-openvino-int8", gated=True),
 )
-FLOAT, SHIPPED = "small, torch, our tiles", "nano, int8"
+FLOAT, SHIPPED = "small, torch, our tiles", "nano, pruned, int8"
 
 
 def made(cache: Path, settings: Sequence[str]) -> dict[str, str]:
     """Exports, int8 and pruned networks of the runs, each once; what could not be made, and why."""
     failed = {}
-    for name, source in (("small", "small"), ("small-pruned", "small"), ("nano", "nano")):
+    for name, (source, pruned) in MADE.items():
         folder = cache / "compressed" / name
         if (folder / "done").exists():
             continue
@@ -104,8 +120,8 @@ def made(cache: Path, settings: Sequence[str]) -> dict[str, str]:
         )
         try:
             with chain.tidy():
-                if name.endswith("pruned"):
-                    chain.recover(PRUNED, "group", find(str(run)), RECOVERY)
+                if pruned:
+                    chain.recover(pruned, "group", find(str(_tiled(cache, "small", settings))), RECOVERY)
                 chain.export()
                 chain.quantize("static")
         except (ParityError, ScoreError) as error:
