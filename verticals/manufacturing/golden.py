@@ -86,9 +86,10 @@ def shifted(picture: Picture, right: int, down: int) -> Picture:
     if not right and not down:
         return picture
     height, width = picture.shape[:2]
-    rows = np.clip(np.arange(height) - down, 0, height - 1)
-    columns = np.clip(np.arange(width) - right, 0, width - 1)
-    return np.ascontiguousarray(picture[rows[:, None], columns])
+    right, down = max(1 - width, min(right, width - 1)), max(1 - height, min(down, height - 1))
+    left = picture[max(0, -down) : height - max(0, down), max(0, -right) : width - max(0, right)]
+    edges = max(0, down), max(0, -down), max(0, right), max(0, -right)
+    return np.asarray(cv2.copyMakeBorder(left, *edges, cv2.BORDER_REPLICATE), np.uint8).reshape(picture.shape)
 
 
 def differences(board: Picture, golden: Picture, config: GateConfig) -> NDArray[np.bool_]:
@@ -118,9 +119,8 @@ def _shift(board: NDArray[np.uint8], golden: NDArray[np.uint8], search: int) -> 
         else one.astype(np.float32)
         for one in (board, golden)
     ]
-    within, anywhere = (
-        _correlated(small[0], small[1], most) for most in (-(-search // factor) + (factor > 1), max(height, width))
-    )
+    surface = _correlation(small[0], small[1])
+    within, anywhere = (_peak(surface, most) for most in (-(-search // factor) + (factor > 1), max(height, width)))
     beyond = anywhere[0] * factor, anywhere[1] * factor
     right, down = within[0] * factor, within[1] * factor
     if factor > 1:
@@ -143,24 +143,26 @@ def _refined(board: NDArray[np.uint8], golden: NDArray[np.uint8], right: int, do
             part = board[y : y + PART, x : x + PART].astype(np.float32)
             its = golden[from_y : from_y + PART, from_x : from_x + PART].astype(np.float32)
             if part.std() > 1 and its.std() > 1:
-                found.append(_correlated(part, its, most))
+                found.append(_peak(_correlation(part, its), most))
     more = np.median(np.array(found), axis=0) if found else np.zeros(2)
     return round(float(more[0])), round(float(more[1]))
 
 
-def _correlated(board: NDArray[np.float32], golden: NDArray[np.float32], most: int) -> tuple[int, int]:
-    """Whole pixels to the right and down, by phase correlation within a window that fades to the edges.
+def _correlation(board: NDArray[np.float32], golden: NDArray[np.float32]) -> NDArray[np.float32]:
+    """[Y, X], highest so many pixels down and to the right as the board lies; below and left from the far ends on.
 
-    Source: Kuglin and Hines 1975.
-
-    Args:
-        most: pixels that are looked at in each direction.
+    Phase correlation within a window that fades to the edges. Source: Kuglin and Hines 1975.
     """
     height, width = board.shape
     window = cv2.createHanningWindow((width, height), cv2.CV_32F)
     one, other = (fft.rfft2((picture - picture.mean()) * window) for picture in (board, golden))
     cross = one * np.conj(other)
-    surface = fft.irfft2(cross / np.maximum(np.abs(cross), 1e-9), s=board.shape)
+    return np.asarray(fft.irfft2(cross / np.maximum(np.abs(cross), 1e-9), s=board.shape))
+
+
+def _peak(surface: NDArray[np.float32], most: int) -> tuple[int, int]:
+    """Whole pixels to the right and down; at most so many in each direction."""
+    height, width = surface.shape
     rows, columns = (np.arange(-min(most, (n - 1) // 2), min(most, (n - 1) // 2) + 1) for n in (height, width))
     seen = surface[np.ix_(rows % height, columns % width)]
     row, column = np.unravel_index(int(seen.argmax()), seen.shape)

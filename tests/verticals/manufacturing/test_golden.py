@@ -49,3 +49,11 @@ def test_every_defect_differs_and_a_clean_board_nowhere(seed: int) -> None:
     assert not differences(clean.picture, clean.golden, gate).any()
     moved = shifted(clean.picture, 1, -1)
     assert not differences(moved, clean.golden, gate).any()  # an edge that lies a pixel off is no difference
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize(("right", "down"), [(0, 0), (3, -2), (-5, 0), (0, 7), (39, 29), (40, 0), (-90, 60)])
+def test_a_shift_repeats_the_edge(channels: int, right: int, down: int) -> None:
+    picture = np.random.default_rng(0).integers(0, 256, (30, 40, channels), np.uint8)
+    rows, columns = np.clip(np.arange(30) - down, 0, 29), np.clip(np.arange(40) - right, 0, 39)
+    assert (shifted(picture, right, down) == picture[rows[:, None], columns]).all()
