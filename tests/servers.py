@@ -191,7 +191,7 @@ def orthanc() -> Iterator[Orthanc]:
 
 
 class Mosquitto:
-    """An MQTT broker on one port, that is ended and started again, its messages kept."""
+    """An MQTT broker on one port, that is ended and started again, its messages kept; who may do what is in `rights`."""
 
     def __init__(self, folder: Path) -> None:
         self._binary = shutil.which("mosquitto") or shutil.which("mosquitto", path="/usr/sbin")
@@ -199,10 +199,13 @@ class Mosquitto:
             missing("Mosquitto is not installed")
         self.port = free_port()
         self._config, self._log = folder / "mosquitto.conf", folder / "mosquitto.log"
+        self.rights = folder / "rights"
+        self.rights.write_text("topic readwrite #\n")
         user = f"user {pwd.getpwuid(os.geteuid()).pw_name}\n"
         kept = f"persistence true\npersistence_location {folder}/\nautosave_interval 1\nautosave_on_changes true\n"
         self._config.write_text(
             f"listener {self.port} 127.0.0.1\nallow_anonymous true\n{user}{kept}max_queued_messages 0\n"
+            f"acl_file {self.rights}\n"
         )
         self._process: subprocess.Popen[bytes] | None = None
 

@@ -6,6 +6,7 @@ the whole one. Edges that lie a pixel off are no difference.
 
 from __future__ import annotations
 
+from itertools import product
 from typing import NamedTuple
 
 import cv2
@@ -16,7 +17,7 @@ from scipy import fft
 
 from core.config import Config
 from core.errors import DataError
-from verticals.manufacturing.pictures import Picture
+from verticals.manufacturing.pictures import LEAST_SIDE, Picture
 
 COARSE = 1024
 """Longest side of the smaller picture, in pixels."""
@@ -112,7 +113,7 @@ def _grey(picture: Picture) -> NDArray[np.uint8]:
 def _shift(board: NDArray[np.uint8], golden: NDArray[np.uint8], search: int) -> tuple[int, int, tuple[int, int]]:
     """Whole pixels to the right and down within the search range, and where the best of all places lies."""
     height, width = board.shape
-    factor = max(1, -(-max(height, width) // COARSE))
+    factor = max(1, min(-(-max(height, width) // COARSE), min(height, width) // LEAST_SIDE))
     small = [
         cv2.resize(one, (width // factor, height // factor), interpolation=cv2.INTER_AREA).astype(np.float32)
         if factor > 1
@@ -132,20 +133,22 @@ def _shift(board: NDArray[np.uint8], golden: NDArray[np.uint8], search: int) -> 
 
 def _refined(board: NDArray[np.uint8], golden: NDArray[np.uint8], right: int, down: int, most: int) -> tuple[int, int]:
     """Pixels more, the median of parts that have a pattern."""
-    height, width = board.shape
+    (rows, tall), (columns, wide) = _places(board.shape[0], down), _places(board.shape[1], right)
     found = []
-    for row in range(PARTS):
-        for column in range(PARTS):
-            y, x = ((2 * at + 1) * length // (2 * PARTS) - PART // 2 for at, length in ((row, height), (column, width)))
-            from_y, from_x = y - down, x - right
-            if min(y, x, from_y, from_x) < 0 or max(y, from_y) + PART > height or max(x, from_x) + PART > width:
-                continue
-            part = board[y : y + PART, x : x + PART].astype(np.float32)
-            its = golden[from_y : from_y + PART, from_x : from_x + PART].astype(np.float32)
-            if part.std() > 1 and its.std() > 1:
-                found.append(_peak(_correlation(part, its), most))
+    for y, x in product(rows, columns):
+        part = board[y : y + tall, x : x + wide].astype(np.float32)
+        its = golden[y - down : y - down + tall, x - right : x - right + wide].astype(np.float32)
+        if part.std() > 1 and its.std() > 1:
+            found.append(_peak(_correlation(part, its), most))
     more = np.median(np.array(found), axis=0) if found else np.zeros(2)
     return round(float(more[0])), round(float(more[1]))
+
+
+def _places(length: int, shift: int) -> tuple[list[int], int]:
+    """Where parts begin along an axis, and their side: on the board and, so much shifted, on its golden one."""
+    first, last = max(0, shift), min(length, length + shift)
+    side = min(PART, last - first)
+    return np.linspace(first, last - side, PARTS).astype(int).tolist(), side
 
 
 def _correlation(board: NDArray[np.float32], golden: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -170,11 +173,13 @@ def _peak(surface: NDArray[np.float32], most: int) -> tuple[int, int]:
 
 
 def _likeness(one: NDArray[np.uint8], other: NDArray[np.uint8]) -> float:
-    """Correlation of grey values, 1 where both are of one value."""
+    """Correlation of grey values; 1 where both are of one value, 0 where one of them is."""
+    size = one.shape[1] // 4, one.shape[0] // 4
     small = [
-        cv2.resize(picture, None, fx=0.25, fy=0.25, interpolation=cv2.INTER_AREA).astype(np.float32).ravel()
-        for picture in (one, other)
+        cv2.resize(picture, size, interpolation=cv2.INTER_AREA).astype(np.float32).ravel() for picture in (one, other)
     ]
     small = [values - values.mean() for values in small]
-    scale = float(np.sqrt((small[0] @ small[0]) * (small[1] @ small[1])))
-    return float(small[0] @ small[1]) / scale if scale > 0 else 1.0
+    lengths = [float(np.linalg.norm(values)) for values in small]
+    if not all(lengths):
+        return float(lengths[0] == lengths[1])
+    return float(small[0] @ small[1]) / (lengths[0] * lengths[1])

@@ -6,6 +6,7 @@ they named; what they did not is background, as is what was found below its thre
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 import tempfile
 import zipfile
@@ -82,7 +83,9 @@ def _board(
             corners.append(finding["box"])
             kinds.append(names.index(name))
     template = _template(record, products, spare / f"{kept.id}.png")
-    return Board(kept.id, picture, boxes_of(corners, kinds), group=kept.id, template=template)
+    with picture.open("rb") as file:
+        group = hashlib.file_digest(file, "sha256").hexdigest()[:16]  # a picture that came twice is one board
+    return Board(kept.id, picture, boxes_of(corners, kinds), group=group, template=template)
 
 
 def _template(record: dict[str, Any], products: Products, path: Path) -> Path | None:

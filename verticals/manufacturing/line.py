@@ -12,6 +12,8 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,14 +22,22 @@ from core.durable.jobs import Job, Jobs
 from core.durable.worker import Worker, log_withheld, pause
 from core.errors import DataError, Unavailable, VerticalsError
 from core.monitoring import metrics
-from verticals.manufacturing.connect.watch import Arrival, FolderWatch
+from verticals.manufacturing.connect.watch import Arrival, FolderWatch, State
 from verticals.manufacturing.drawing import annotated, as_png
 from verticals.manufacturing.judged import write_judged
 from verticals.manufacturing.pcb.answers import record_of
 from verticals.manufacturing.pcb.predictor import Inspection, PcbPredictor, Request
 from verticals.manufacturing.pictures import Picture, read_picture
 from verticals.manufacturing.products import Product, Products, UnknownPart
-from verticals.manufacturing.results import ABORTED, COMPLETED, Judgement, Results, UnknownResult
+from verticals.manufacturing.results import (
+    ABORTED,
+    COMPLETED,
+    MOST_SHOWN,
+    Judgement,
+    Results,
+    UnknownResult,
+    payload_of,
+)
 from verticals.manufacturing.settings import Settings
 
 if TYPE_CHECKING:
@@ -60,8 +70,10 @@ class Line:
         self._settings, self._predictor = settings, predictor
         self.turn = threading.Lock()
         self.products = Products(settings.folder / "products")
-        self.pictures = settings.folder / "pictures"
-        self.pictures.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self.pictures, self.spare = settings.folder / "pictures", settings.folder / "spare"
+        remove(self.spare)  # of requests that a crash ended
+        for folder in (self.pictures, self.spare):
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         self.results = Results(settings.folder / "results.db")
         self.jobs = Jobs(settings.folder / "boards", most_waiting=10_000, most_attempts=TRIES + 1)
         self._worker = Worker(self.jobs, self._run)
@@ -84,7 +96,7 @@ class Line:
     def start(self) -> None:
         self._keeper.start()
         if self._opcua is not None:
-            self._opcua.start()
+            self._opcua.start([kept.payload for kept in reversed(self.results.newest(MOST_SHOWN))])
         if self._mqtt is not None:
             self._mqtt.start()
         self._worker.start()
@@ -112,20 +124,19 @@ class Line:
 
         Raises:
             Unavailable: the queue or the disk is full; the picture stays where it is.
+            OSError: it cannot be read or removed.
         """
-        self._check_room(arrival.path)
-        request = {"part_id": arrival.part_id, "name": arrival.path.name}
+        self._check_room()
+        request = {"part_id": arrival.part_id, "name": arrival.name}
         with self.jobs.upload() as folder:
-            try:
-                with written():
-                    shutil.copyfile(arrival.path, folder / BOARD)
-            except Unavailable:
-                if not arrival.path.exists():  # somebody took it away
-                    return
-                raise
+            with arrival.path.open("rb") as source:
+                for chunk in chain([b""], iter(partial(source.read, 2**20), b"")):
+                    with written(), (folder / BOARD).open("ab") as target:
+                        target.write(chunk)
+            if State.of(arrival.path) != arrival.state:  # still being written: it comes again
+                return
             self.jobs.submit(request, key=arrival.key, files=folder)
-        with written():
-            arrival.path.unlink(missing_ok=True)
+        arrival.path.unlink(missing_ok=True)
 
     def inspect(
         self, source: Path, part_id: str | None, *, golden: Path | None = None
@@ -196,7 +207,7 @@ class Line:
         part_id, started = job.request["part_id"], time.time()
         predictor = self._predictor()
         product: Product | None = None
-        shown: Picture | None = None
+        shown: bytes | None = None
         state = ABORTED
         content: dict[str, Any] = {"verdict": "unknown", "findings": []}
         try:
@@ -206,9 +217,10 @@ class Line:
             if job.attempts > TRIES:
                 raise DataError(f"the process ended {TRIES} times while it worked on this board; look at it yourself")
             answer, picture, _ = self.inspect(source, part_id)
-            content = record_of(answer, predictor, mm_per_pixel=product.mm_per_pixel)
-            shown = annotated(picture, answer.findings, answer.counted, predictor.classes)
-            state = COMPLETED
+            record = record_of(answer, predictor, mm_per_pixel=product.mm_per_pixel)
+            payload_of(record)  # here, where what JSON cannot hold is this board's fault
+            shown = as_png(annotated(picture, answer.findings, answer.counted, predictor.classes))
+            content, state = record, COMPLETED
         except Unavailable:
             raise
         except VerticalsError as error:
@@ -233,19 +245,19 @@ class Line:
             "ResultContent": content,
         }
 
-    def _keep_pictures(self, id: str, source: Path, shown: Picture | None) -> None:
+    def _keep_pictures(self, id: str, source: Path, shown: bytes | None) -> None:
         with written():
             place, made = self.pictures / id, self.pictures / f".{id}"
             remove(made)
             made.mkdir(mode=0o700)
             shutil.copyfile(source, made / BOARD)
             if shown is not None:
-                (made / ANNOTATED).write_bytes(as_png(shown))
+                (made / ANNOTATED).write_bytes(shown)
             flush_tree(made)
             remove(place)
             made.rename(place)
 
-    def _check_room(self, path: Path) -> None:
+    def _check_room(self) -> None:
         free = shutil.disk_usage(self._settings.folder).free
         if free < LEAST_FREE_BYTES:
             raise Unavailable(
@@ -255,9 +267,15 @@ class Line:
     def _keep(self) -> None:
         """Forgets what is older than is kept."""
         while not self._stopping.is_set():
-            for id in self.results.forget(time.time() - self._settings.keep_seconds):
-                remove(self.pictures / id)
-            self.jobs.forget(3600.0)
-            if self._mqtt is not None:
-                self._mqtt.jobs.forget(3600.0)
+            try:
+                self._forget()
+            except (OSError, VerticalsError) as error:
+                logger.warning("what is older than is kept cannot be removed now: %s", str(error))
             self._stopping.wait(KEEPER_SECONDS)
+
+    def _forget(self) -> None:
+        for id in self.results.forget(time.time() - self._settings.keep_seconds):
+            remove(self.pictures / id)
+        self.jobs.forget(3600.0)
+        if self._mqtt is not None:
+            self._mqtt.jobs.forget(3600.0)

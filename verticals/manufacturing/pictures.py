@@ -28,6 +28,8 @@ Picture = NDArray[np.uint8]
 
 FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "WEBP", "GIF")
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".gif")
+LEAST_SIDE = 16
+"""Pixels: what is smaller is no board."""
 BYTES_PER_VALUE = 3
 """Held while a picture is decoded, for each value of it: the file's own pixels, the turned ones, the array."""
 
@@ -118,7 +120,7 @@ def opened(source: Path | bytes, *, name: str = "") -> Iterator[Opened]:
     """The file as a picture, its header read.
 
     Raises:
-        DataError: it cannot be read, is no picture, or one that shows several.
+        DataError: it cannot be read, is no picture, shows several, or is too small.
     """
     name = name or _name(source)
     try:
@@ -142,6 +144,10 @@ def opened(source: Path | bytes, *, name: str = "") -> Iterator[Opened]:
             raise DataError(f"{name} is damaged, or was cut off ({error}); send it again") from None
         if frames > 1:
             raise DataError(f"{name} shows {frames} pictures; give a file for each")
+        if min(image.size) < LEAST_SIDE:
+            raise DataError(
+                f"{name} has {image.size[0]} x {image.size[1]} pixels; allowed are {LEAST_SIDE} and more on each side"
+            )
         if image.mode in ("F", "I") and not is_deep:
             raise DataError(
                 f"{name} has values of 32 bits; allowed are 8 and 16: convert it, with what is white at the top"

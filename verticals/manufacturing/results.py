@@ -17,6 +17,8 @@ from core.errors import DataError
 LAYOUT = "results 1"
 COMPLETED, ABORTED = 1, 3
 """ResultState of OPC 40100-1: of a board that was inspected, and of one that could not be."""
+MOST_SHOWN = 100
+"""The newest, to a client of OPC UA."""
 Judgement = Literal["defect", "no defect"]
 
 TABLES = """

@@ -26,7 +26,7 @@ from core.monitoring import metrics
 from core.serving.http import GuardedService
 from core.serving.loader import Loader, require
 from core.serving.uploads import Upload
-from verticals.manufacturing.settings import from_environment
+from verticals.manufacturing.settings import check_port, from_environment
 
 if TYPE_CHECKING:
     from core.registry import Version
@@ -53,7 +53,9 @@ class Lesson(Upload):
 
     part_id: PartId
     picture: Path = Field(description="Of a board without a defect.")
-    mm_per_pixel: float | None = Field(None, gt=0, description="Scale of this product's pictures, for answers in mm.")
+    mm_per_pixel: float | None = Field(
+        None, gt=0, le=100, description="Scale of this product's pictures, for answers in mm."
+    )
 
 
 class Taught(BaseModel):
@@ -163,7 +165,7 @@ class Manufacturing:
         """Refuses to start without a model or with settings that are none: one line, exit code 1."""
         require(APPLICATION)
         try:
-            from_environment()
+            check_port(from_environment())
         except VerticalsError as error:
             raise BentoMLException(str(error)) from None
 
@@ -192,7 +194,7 @@ class Manufacturing:
     @bentoml.api
     async def teach(self, request: Lesson, /) -> Taught:
         """Register a product by its golden board; taught again, the new golden board takes the old one's place."""
-        with tempfile.TemporaryDirectory(dir=self._settings.folder) as folder:
+        with tempfile.TemporaryDirectory(dir=self._line.spare) as folder:
             given = await request.received(Path(folder))
             product = await asyncio.to_thread(
                 self._line.products.teach,
@@ -234,7 +236,7 @@ class Manufacturing:
     @bentoml.api
     async def training_data(self) -> Annotated[Path, ContentType("application/zip")]:
         """The boards whose findings operators judged, as a COCO data set with golden boards: unpack it, and train from it."""
-        with tempfile.TemporaryDirectory(dir=self._settings.folder, prefix=".judged-") as folder:
+        with tempfile.TemporaryDirectory(dir=self._line.spare) as folder:
             target = Path(folder) / "judged.zip"
             await asyncio.to_thread(self._line.training_data, target)
             size, packed = target.stat().st_size, target.open("rb")  # goes when it is closed, whoever hangs up
@@ -250,7 +252,7 @@ class Manufacturing:
         return {**kept.record, "judgements": {str(finding): list(words) for finding, words in judged.items()}}
 
     async def _inspected(self, request: BoardPicture) -> tuple[Inspection, Picture, Product | None]:
-        with tempfile.TemporaryDirectory(dir=self._settings.folder) as folder:
+        with tempfile.TemporaryDirectory(dir=self._line.spare) as folder:
             given = await request.received(Path(folder))
             started = time.perf_counter()
             answer, picture, product = await asyncio.to_thread(

@@ -7,6 +7,7 @@ import socket
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 from core.aliases import alias_file
 from core.environment import cores, positive, whole
@@ -15,6 +16,9 @@ from core.memory import memory_limit
 
 if TYPE_CHECKING:
     from verticals.manufacturing.connect.mqtt import Broker
+
+OPCUA_PORT = 4840
+"""Where the URL names none."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +83,29 @@ def _broker(url: str) -> Broker:
     return Broker.of(url)
 
 
-def _endpoint(url: str | None) -> str | None:
-    if url is not None and not url.startswith("opc.tcp://"):
-        raise ConfigError("VERTICALS_OPCUA_URL is none; allowed is opc.tcp://HOST:PORT")
-    return url
+def check_port(settings: Settings) -> None:
+    """Raises ConfigError where the OPC UA server's port cannot be listened on."""
+    if settings.opcua is None:
+        return
+    url = urlsplit(settings.opcua)
+    try:
+        socket.create_server((url.hostname or "", url.port or OPCUA_PORT)).close()
+    except OSError as error:
+        raise ConfigError(
+            f"VERTICALS_OPCUA_URL {settings.opcua} cannot be listened on ({error.strerror}); free the port, or name another"
+        ) from None
+
+
+def _endpoint(given: str | None) -> str | None:
+    if given is None:
+        return None
+    try:
+        url = urlsplit(given)
+        fits = url.scheme == "opc.tcp" and url.hostname and url.port != 0
+    except ValueError:  # a port beyond 65535
+        fits = False
+    if not fits:
+        raise ConfigError(
+            f"VERTICALS_OPCUA_URL is {given!r}; allowed is opc.tcp://HOST:PORT, as opc.tcp://127.0.0.1:4840"
+        )
+    return given

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import cv2
 import numpy as np
 import pytest
 
@@ -57,3 +58,18 @@ def test_a_shift_repeats_the_edge(channels: int, right: int, down: int) -> None:
     picture = np.random.default_rng(0).integers(0, 256, (30, 40, channels), np.uint8)
     rows, columns = np.clip(np.arange(30) - down, 0, 29), np.clip(np.arange(40) - right, 0, 39)
     assert (shifted(picture, right, down) == picture[rows[:, None], columns]).all()
+
+
+@pytest.mark.parametrize("grey", [0, 128, 255])
+def test_a_camera_that_sees_nothing_is_no_board(grey: int) -> None:
+    golden = make_board(SyntheticConfig(shape=(256, 256)), 0).golden
+    with pytest.raises(DataError, match="does not look like its golden board"):
+        align(np.full_like(golden, grey), golden, search=32)
+
+
+@pytest.mark.parametrize("shape", [(200, 4096), (4096, 64), (16, 3000)])
+def test_long_and_narrow_boards_are_aligned(shape: tuple[int, int]) -> None:
+    golden = np.random.default_rng(0).integers(0, 256, (*shape, 1), np.uint8)
+    golden = cv2.GaussianBlur(golden, (5, 5), 1.5).reshape(golden.shape)
+    found = align(shifted(golden, 5, -3), golden, search=32)
+    assert (found.right, found.down) == (5, -3)

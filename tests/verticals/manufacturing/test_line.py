@@ -184,3 +184,25 @@ def test_an_unknown_part_and_a_broken_picture_are_unknown_and_the_line_goes_on(
         "000.png": "'B9' was never taught",
     }.items():
         assert words in told[name][2]
+
+
+def test_what_the_broker_refuses_is_kept_and_sent_again(
+    environment: dict[str, str], tmp_path: Path, mosquitto: Mosquitto
+) -> None:
+    mosquitto.end()
+    mosquitto.rights.write_text("topic read #\n")
+    mosquitto.start()
+    _, subscriber = begun(tmp_path, mosquitto)
+    drop(tmp_path / "in", range(2), "A1")
+    drop(tmp_path / "in", range(2, 3), "P#1+")  # signs that have a meaning in a topic
+    with process(environment):
+        while list((tmp_path / "in").glob("*/*.png")):
+            time.sleep(0.1)
+        time.sleep(2)
+        assert not subscriber.received
+        mosquitto.end()
+        mosquitto.rights.write_text("topic readwrite #\n")
+        mosquitto.start()
+        until(3, subscriber)
+    subscriber.stop()
+    assert sorted(json.loads(payload)["Name"] for payload in subscriber.received) == ["000.png", "001.png", "002.png"]

@@ -127,3 +127,35 @@ def test_a_board_waits_while_the_disk_is_full(store: Path, monkeypatch: pytest.M
         line.stop()
     assert len(tries) == 4
     assert result["ResultState"] == COMPLETED
+
+
+def test_what_json_cannot_hold_is_unknown(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lines, "record_of", lambda *_, **__: {"verdict": "pass", "findings": [{"box": [float("inf")]}]})
+    with running(predictor) as line:
+        (result,) = results(line, 1)
+        assert line.jobs.counts()["failed"] == 0
+    assert (result["ResultState"], result["ResultContent"]["verdict"]) == (ABORTED, "unknown")
+
+
+def test_a_full_disk_ends_no_keeping(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lines, "KEEPER_SECONDS", 0.02)
+    line, tries = Line(from_environment(), predictor), []
+
+    def forget(before: float) -> list[str]:
+        tries.append(before)
+        raise Unavailable("no space left on the disk")
+
+    monkeypatch.setattr(line.results, "forget", forget)
+    line.start()
+    try:
+        while len(tries) < 3:
+            time.sleep(0.02)
+    finally:
+        line.stop()
+
+
+def test_what_requests_left_when_the_process_died_is_removed(store: Path) -> None:
+    (store / "spare" / "tmpx").mkdir(parents=True)
+    (store / "spare" / "tmpx" / "picture").write_bytes(b"0" * 1000)
+    with running(predictor) as line:
+        assert not list(line.spare.iterdir())

@@ -13,8 +13,9 @@ from asyncua import Client
 from asyncua.ua import UaStatusCodeError
 
 from core.errors import ConfigError
-from verticals.manufacturing.connect.opcua import MOST_RESULTS, NAMESPACE, ResultServer
-from verticals.manufacturing.results import COMPLETED, payload_of
+from verticals.manufacturing.connect.opcua import NAMESPACE, ResultServer
+from verticals.manufacturing.results import COMPLETED, MOST_SHOWN, payload_of
+from verticals.manufacturing.settings import check_port, from_environment
 
 
 @pytest.fixture
@@ -83,17 +84,27 @@ def test_a_client_gets_every_result_as_an_event_and_reads_the_newest(url: str) -
     assert newest == [payload(n).decode() for n in range(3)]
 
 
+def test_what_was_written_down_before_the_start_is_shown(url: str) -> None:
+    server = ResultServer(url)
+    server.start([payload(0), payload(1)])
+    try:
+        _, newest = asyncio.run(listened(url, lambda: server.publish(payload(2)), 1))
+    finally:
+        server.stop()
+    assert newest == [payload(n).decode() for n in range(3)]
+
+
 def test_only_so_many_results_are_kept(url: str) -> None:
     server = ResultServer(url)
     server.start()
     try:
         _, newest = asyncio.run(
-            listened(url, lambda: [server.publish(payload(n)) for n in range(MOST_RESULTS + 5)], MOST_RESULTS + 5)
+            listened(url, lambda: [server.publish(payload(n)) for n in range(MOST_SHOWN + 5)], MOST_SHOWN + 5)
         )
     finally:
         server.stop()
-    assert len(newest) == MOST_RESULTS
-    assert json.loads(newest[-1])["ResultId"] == f"r{MOST_RESULTS + 4}"
+    assert len(newest) == MOST_SHOWN
+    assert json.loads(newest[-1])["ResultId"] == f"r{MOST_SHOWN + 4}"
 
 
 def test_a_port_that_is_taken_is_said(url: str, tmp_path: Path) -> None:
@@ -102,3 +113,20 @@ def test_a_port_that_is_taken_is_said(url: str, tmp_path: Path) -> None:
         taken.listen()
         with pytest.raises(ConfigError, match="VERTICALS_OPCUA_URL .* cannot be listened on"):
             ResultServer(url).start()
+
+
+@pytest.mark.parametrize(
+    "url", ["opc.tcp://", "opc.tcp://127.0.0.1:99999", "http://127.0.0.1:4840", "opc.tcp://host:no"]
+)
+def test_a_url_that_is_none_is_told(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VERTICALS_OPCUA_URL", url)
+    with pytest.raises(ConfigError, match=r"allowed is opc.tcp://HOST:PORT"):
+        from_environment()
+
+
+def test_a_taken_port_is_told_before_the_start(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VERTICALS_OPCUA_URL", url)
+    check_port(from_environment())
+    port = int(url.rpartition(":")[2])
+    with socket.create_server(("127.0.0.1", port)), pytest.raises(ConfigError, match="free the port"):
+        check_port(from_environment())

@@ -80,6 +80,7 @@ def test_a_product_is_taught_and_its_boards_are_compared_with_it(server: Server,
     [
         ({"picture": b""}, 422, "0 bytes"),
         ({"picture": b"no picture"}, 422, "is no picture"),
+        ({"picture": png(np.zeros((8, 20000, 1), np.uint8))}, 422, "20000 x 8 pixels; allowed are 16 and more"),
         ({"picture": png(np.zeros((256, 256, 1), np.uint8))}, 422, "there is none: teach the product first"),
         ({"picture": png(np.zeros((256, 256, 1), np.uint8)), "part_id": "nobody"}, 422, "'nobody' was never taught"),
         ({"picture": png(np.zeros((256, 256, 1), np.uint8)), "part_id": "../x"}, 422, "is no PartId"),
@@ -94,6 +95,20 @@ def test_bad_input_is_told(server: Server, parts: dict[str, Any], status: int, w
     answer = inspect(server, **parts)
     assert answer.status_code == status, answer.text
     assert words in answer.json()["error"]["message"]
+
+
+def test_a_camera_that_sees_nothing_passes_nothing(server: Server, board: MadeBoard) -> None:
+    answer = inspect(server, picture=png(np.full_like(board.picture, 128)), golden=png(board.golden))
+    assert answer.status_code == 422, answer.text
+    assert "does not look like its golden board" in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("scale", ["inf", "nan", "0", "1e308"])
+def test_a_scale_that_is_none_is_refused(server: Server, board: MadeBoard, scale: str) -> None:
+    data = {"part_id": "P-X", "mm_per_pixel": scale}
+    answer = httpx.post(f"{server.url}/teach", files={"picture": png(board.golden)}, data=data, timeout=60)
+    assert answer.status_code == 400, answer.text
+    assert "mm_per_pixel" in answer.text
 
 
 def test_a_watched_board_is_listed_shown_and_judged(server: Server, board: MadeBoard) -> None:
@@ -133,7 +148,7 @@ def test_what_nobody_judged_is_no_training_data(server: Server, board: MadeBoard
     else:
         assert answer.status_code == 422, answer.text
         assert "judge" in answer.json()["error"]["message"]
-    assert not list((server.log.parent.parent / "store").glob(".judged-*"))
+    assert not list((server.log.parent.parent / "store" / "spare").iterdir())
 
 
 def until_listed(server: Server, name: str) -> dict[str, Any]:
@@ -158,4 +173,5 @@ def test_the_page_is_ours_alone(server: Server) -> None:
 
 def test_what_was_sent_is_gone(server: Server) -> None:
     store = Path(server.log.parent.parent / "store")
-    assert sorted(path.name for path in store.iterdir() if path.is_dir()) == ["boards", "pictures", "products"]
+    assert sorted(path.name for path in store.iterdir() if path.is_dir()) == ["boards", "pictures", "products", "spare"]
+    assert not list((store / "spare").iterdir())

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 import paho.mqtt.client as paho
 from paho.mqtt.enums import CallbackAPIVersion
@@ -70,6 +70,11 @@ class Broker:
         return cls(parts.hostname, port or (8883 if tls else 1883), topic, user, password, tls)
 
 
+def _level(part_id: str) -> str:
+    """The PartId as one level of a topic: what has a meaning there is percent-encoded."""
+    return "".join(quote(sign, safe="") if sign in "%#+/\0" else sign for sign in part_id)
+
+
 class MqttOutbox:
     """Sends from `start` to `stop`."""
 
@@ -94,7 +99,8 @@ class MqttOutbox:
         self._client.on_disconnect = self._disconnected
         self._client.on_publish = self._acknowledged
         self._is_connected, self._acknowledgements = threading.Event(), threading.Condition()
-        self._acknowledged_ids: set[int] = set()
+        self._answers: dict[int, ReasonCode] = {}
+        """The broker's, by message."""
         self._is_looping = False
 
     def start(self) -> None:
@@ -115,9 +121,8 @@ class MqttOutbox:
         with self.jobs.upload() as folder:
             with written():
                 (folder / PAYLOAD).write_bytes(payload)
-            self.jobs.submit(
-                {"result": result_id, "topic": f"{self._broker.topic}/{part_id}"}, key=result_id, files=folder
-            )
+            topic = f"{self._broker.topic}/{_level(part_id)}"
+            self.jobs.submit({"result": result_id, "topic": topic}, key=result_id, files=folder)
 
     def _send(self, job: Job, tell: Callable[[float], None]) -> Mapping[str, Any]:
         payload = (self.jobs.folder(job.id) / "input" / PAYLOAD).read_bytes()
@@ -139,7 +144,7 @@ class MqttOutbox:
         """Returns once the broker has the message. Raises Unavailable."""
         self._connect()
         with self._acknowledgements:
-            self._acknowledged_ids.clear()
+            self._answers.clear()
         sent = self._client.publish(topic, payload, qos=1)
         if sent.rc != paho.MQTT_ERR_SUCCESS:
             self._close()
@@ -148,7 +153,13 @@ class MqttOutbox:
         while waited < ACKNOWLEDGE_SECONDS:
             tell(0.0)
             with self._acknowledgements:
-                if self._acknowledgements.wait_for(lambda: sent.mid in self._acknowledged_ids, 0.2):
+                if self._acknowledgements.wait_for(lambda: sent.mid in self._answers, 0.2):
+                    answer = self._answers[sent.mid]
+                    if answer.is_failure:
+                        raise Unavailable(
+                            f"the broker at {self._broker.host}:{self._broker.port} refuses a result ({answer}): let this line "
+                            f"publish to {topic}"
+                        )
                     return
             if not self._is_connected.is_set():
                 break
@@ -193,5 +204,5 @@ class MqttOutbox:
         self, client: object, data: object, mid: int, reason: ReasonCode, properties: Properties | None
     ) -> None:
         with self._acknowledgements:
-            self._acknowledged_ids.add(mid)
+            self._answers[mid] = reason
             self._acknowledgements.notify_all()

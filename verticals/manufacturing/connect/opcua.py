@@ -11,7 +11,7 @@ import asyncio
 import json
 import logging
 import threading
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -21,10 +21,9 @@ from asyncua.ua.object_ids import ObjectIds
 from asyncua.ua.uaerrors import UaError
 
 from core.errors import ConfigError
+from verticals.manufacturing.results import MOST_SHOWN
 
 NAMESPACE = "urn:verticals:manufacturing"
-MOST_RESULTS = 100
-"""That `Results` shows."""
 START_SECONDS = 20.0
 FIELDS: dict[str, tuple[ua.VariantType, Any]] = {
     "ResultId": (ua.VariantType.String, ""),
@@ -48,11 +47,15 @@ class ResultServer:
         self._thread = threading.Thread(target=self._loop.run_forever, name="opcua", daemon=True)
         self._newest: list[str] = []
 
-    def start(self) -> None:
+    def start(self, newest: Sequence[bytes] = ()) -> None:
         """
+        Args:
+            newest: results that were written down before, the newest last.
+
         Raises:
             ConfigError: the port cannot be listened on.
         """
+        self._newest = [payload.decode() for payload in newest][-MOST_SHOWN:]
         self._thread.start()
         try:
             self._run(self._open())
@@ -98,7 +101,7 @@ class ResultServer:
         )
         system = await self._server.nodes.objects.add_object(place, "VisionSystem")
         management = await system.add_object(place, "ResultManagement")
-        self._results = await management.add_variable(place, "Results", [], ua.VariantType.String)
+        self._results = await management.add_variable(place, "Results", self._newest, ua.VariantType.String)
         self._events = await self._server.get_event_generator(kind.nodeid, management.nodeid)
         await self._server.start()
 
@@ -111,6 +114,6 @@ class ResultServer:
         event.CreationTime = datetime.fromtimestamp(record["CreationTime"], UTC)
         event.IsPartial = event.IsSimulated = False
         event.ResultContent = json.dumps(record["ResultContent"], sort_keys=True)
-        self._newest = [*self._newest, payload.decode()][-MOST_RESULTS:]
+        self._newest = [*self._newest, payload.decode()][-MOST_SHOWN:]
         await self._results.write_value(ua.Variant(self._newest, ua.VariantType.String))
         await self._events.trigger(message=f"result {record['ResultId']} is ready")

@@ -89,7 +89,7 @@ class PredictConfig(Config):
     """Boxes below are no findings at all."""
     most_overlap: float = Field(0.6, ge=0, le=1)
     """Of two boxes of a class in one tile, above which the lesser is a double."""
-    mm_per_pixel: float | None = Field(None, gt=0)
+    mm_per_pixel: float | None = Field(None, gt=0, le=100)
     """Scale of the pictures, for answers in mm; None gives pixels only."""
     golden: str = ""
     """The golden board of every picture that `verticals predict` is given; empty looks for each one's own in `templates`."""
