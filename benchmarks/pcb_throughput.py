@@ -57,8 +57,8 @@ from verticals.manufacturing.verdict import counts
 
 TILE, OVERLAP = 320, 0.2
 GATE = GateConfig()
-RECOVERY = ("fit.epochs=2", "fit.optim.lr=1e-3")
-"""After each of the three steps of pruning, with the small network as the teacher."""
+PRUNED = 0.3
+"""Share of the channels that go, in three steps; after each the network learns from the small one."""
 LIMIT = 0.015
 """Of the validation score that a step may lose."""
 FRAMES = 12
@@ -109,7 +109,7 @@ FLOAT, SHIPPED = "small, torch, our tiles", "nano, pruned, int8"
 def made(cache: Path, settings: Sequence[str]) -> dict[str, str]:
     """Exports, int8 and pruned networks of the runs, each once; what could not be made, and why."""
     failed = {}
-    for name, (source, pruned) in MADE.items():
+    for name, (source, epochs) in MADE.items():
         folder = cache / "compressed" / name
         if (folder / "done").exists():
             continue
@@ -120,8 +120,9 @@ def made(cache: Path, settings: Sequence[str]) -> dict[str, str]:
         )
         try:
             with chain.tidy():
-                if pruned:
-                    chain.recover(pruned, "group", find(str(_tiled(cache, "small", settings))), RECOVERY)
+                if epochs:
+                    teacher = find(str(_tiled(cache, "small", settings)))
+                    chain.recover(PRUNED, "group", teacher, [f"fit.epochs={epochs}", "fit.optim.lr=1e-3"])
                 chain.export()
                 chain.quantize("static")
         except (ParityError, ScoreError) as error:

@@ -84,8 +84,15 @@ def parser() -> argparse.ArgumentParser:
 
     predict = verb("predict", "answer a file, in bounded memory")
     versioned(predict)
-    predict.add_argument("-i", "--input", metavar="FILE", help="a table; a scan (.nii.gz, zip or folder of DICOM)")
-    predict.add_argument("-o", "--output", metavar="FILE", help=".parquet, .csv or .jsonl; of scans a new folder")
+    predict.add_argument(
+        "-i",
+        "--input",
+        metavar="FILE",
+        help="a table; a scan (.nii.gz, zip or folder of DICOM); a picture, or a folder of them",
+    )
+    predict.add_argument(
+        "-o", "--output", metavar="FILE", help=".parquet, .csv or .jsonl; of scans and pictures a new folder"
+    )
     predict.add_argument("--dry-run", action="store_true", help="promise memory and time, and answer nothing")
     predict.add_argument("--from-dicomweb", metavar="URL", help="fetch the input from this archive (DICOMweb)")
     predict.add_argument("--study", metavar="UID", help="what to fetch")

@@ -9,6 +9,7 @@ import numpy as np
 from pydantic import Field
 
 from core.config import Config
+from core.errors import ConfigError
 from verticals.manufacturing.boxes import Boxes, overlap
 
 Verdict = Literal["pass", "fail", "unknown"]
@@ -30,6 +31,12 @@ class Rule(Config):
     """So many that count are allowed."""
     ignored: bool = False
     """Whether findings of the class are shown, and decide nothing."""
+
+
+def check_rules(rules: Mapping[str, Rule], classes: Sequence[str]) -> None:
+    """Raises ConfigError for a rule of no class."""
+    if strange := sorted(rules.keys() - set(classes)):
+        raise ConfigError(f"rules.classes has {', '.join(map(repr, strange))}; the classes are {', '.join(classes)}")
 
 
 def counts(

@@ -5,23 +5,33 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
 from core.contract import Estimate
 from core.durable.files import written
-from core.errors import DataError
+from core.errors import CapacityError, DataError
 from core.memory import resident_bytes
 from core.training.log import progress
 from verticals.manufacturing.drawing import annotated, as_png, gallery
+from verticals.manufacturing.pcb.boards import picture_of
 from verticals.manufacturing.pcb.config import PcbConfig
 from verticals.manufacturing.pcb.predictor import Inspection, PcbPredictor, Request
 from verticals.manufacturing.pictures import SUFFIXES, header_of, picture_bytes, read_picture
 
+TEST, TEMP = "_test", "_temp"
+"""Ends of the names of a board and its golden one, in DeepPCB's layout."""
+ANNOTATED, GALLERY = "annotated", "gallery"
+"""Folders of an answer."""
+MOST_NAME_BYTES = 200
+"""Of a file that is written; file systems end at 255."""
+
 
 def predict(predictor: PcbPredictor, config: PcbConfig, source: str, target: Path) -> dict[str, Any]:
-    """Inspects a picture, or every one below a folder, into a new folder: `results.jsonl` with a line a board, and pictures.
+    """Inspects a picture, or every one below a folder, into a new folder: `results.jsonl` with a line a board, `annotated` with
+    each board and its findings drawn, `gallery` with the findings of each that has any.
 
     A picture that cannot be inspected has a line that says why, and the verdict `unknown`: the others are inspected.
 
@@ -32,6 +42,7 @@ def predict(predictor: PcbPredictor, config: PcbConfig, source: str, target: Pat
     if target.exists():
         raise DataError(f"{target} exists; name a new folder for the answer")
     paths = list(_pictures(Path(source)))
+    names = [path.name if len(paths) == 1 else path.relative_to(source).as_posix() for path in paths]
     totals = {"pass": 0, "fail": 0, "unknown": 0}
     with (
         written(),
@@ -39,27 +50,29 @@ def predict(predictor: PcbPredictor, config: PcbConfig, source: str, target: Pat
         progress() as bar,
     ):
         folder = Path(made) / "answer"
-        folder.mkdir()
+        for part in (ANNOTATED, GALLERY):
+            (folder / part).mkdir(parents=True)
         boards = bar.add_task("boards", total=len(paths), note="")
         with (folder / "results.jsonl").open("w", encoding="utf-8") as results:
-            for path in paths:
-                name = path.name if len(paths) == 1 else path.relative_to(source).as_posix()
-                record = _answer(predictor, config, path, name, folder)
+            for path, name, file in zip(paths, names, _files(names), strict=True):
+                record = {"picture": name, **_answer(predictor, config, path, folder, file)}
                 totals[record["verdict"]] += 1
                 results.write(json.dumps(record) + "\n")
                 bar.update(boards, advance=1)
         os.rename(folder, target)
-    counts = ", ".join(f"{count} {verdict}" for verdict, count in totals.items() if count)
-    return {"boards": len(paths), "verdicts": totals, "text": f"{target}: {len(paths)} boards: {counts}"}
+    told = ", ".join(f"{total} {verdict}" for verdict, total in totals.items() if total)
+    return {"boards": len(paths), "verdicts": totals, "text": f"{target}: {len(paths)} boards: {told}"}
 
 
 def cost(predictor: PcbPredictor, config: PcbConfig, source: str) -> Estimate:
-    """What `predict` will take, from headers alone."""
+    """What `predict` will take, from headers alone; pictures that it cannot inspect take nothing."""
     most, seconds = 0, 0.0
     for path in _pictures(Path(source)):
-        header = header_of(path)
-        shape = header.height, header.width
-        promised = predictor.estimate_of(shape)
+        try:
+            header = header_of(path)
+        except DataError:
+            continue
+        promised = predictor.estimate_of((header.height, header.width))
         most = max(most, picture_bytes(header, config.data.num_channels) + promised.bytes)
         seconds += promised.seconds
     return Estimate(max(most, resident_bytes()), seconds)
@@ -80,7 +93,7 @@ def record_of(answer: Inspection, predictor: PcbPredictor, *, mm_per_pixel: floa
             "class": predictor.classes[kind],
             "score": round(score, 4),
             "counts": counted,
-            "box": [round(side, 1) for side in corners],
+            "box": [round(side, 1) + 0.0 for side in corners],  # never -0.0
         }
         findings.append(row | ({"box_mm": [round(side * scale, 4) for side in corners]} if scale else {}))
     return {
@@ -94,24 +107,36 @@ def record_of(answer: Inspection, predictor: PcbPredictor, *, mm_per_pixel: floa
     }
 
 
-def _answer(predictor: PcbPredictor, config: PcbConfig, path: Path, name: str, folder: Path) -> dict[str, Any]:
-    """A board's line; its pictures are written."""
+def _answer(predictor: PcbPredictor, config: PcbConfig, path: Path, folder: Path, file: str) -> dict[str, Any]:
+    """What a board's line says; its pictures are written."""
     channels, white = config.data.num_channels, config.data.white
     try:
         picture = read_picture(path, num_channels=channels, white=white)
         golden_path = _golden(config, path)
         golden = read_picture(golden_path, num_channels=channels, white=white) if golden_path else None
         (answer,) = predictor([Request(picture, golden)])
-    except DataError as error:
-        return {"picture": name, "verdict": "unknown", "reason": str(error)}
-    record = {"picture": name, **record_of(answer, predictor)}
-    stem = Path(name).with_suffix("").as_posix().replace("/", "_")
+    except (DataError, CapacityError) as error:
+        return {"verdict": "unknown", "reason": str(error)}
     shown = annotated(picture, answer.findings, answer.counted, predictor.classes)
-    (folder / f"{stem}.png").write_bytes(as_png(shown))
+    (folder / ANNOTATED / file).write_bytes(as_png(shown))
+    record = {**record_of(answer, predictor), ANNOTATED: f"{ANNOTATED}/{file}", GALLERY: None}
     if len(answer.findings.scores):
         sheet = gallery(picture, golden, answer.findings, answer.counted, predictor.classes)
-        (folder / f"{stem}_gallery.png").write_bytes(as_png(sheet))
+        (folder / GALLERY / file).write_bytes(as_png(sheet))
+        record[GALLERY] = f"{GALLERY}/{file}"
     return record
+
+
+def _files(names: Sequence[str]) -> Iterator[str]:
+    """A file for each picture, by its name; no two are the same, in upper or lower case."""
+    taken: set[str] = set()
+    for name in names:
+        stem = Path(name).with_suffix("").as_posix().replace("/", "_")
+        stem = stem.encode()[:MOST_NAME_BYTES].decode("utf-8", "ignore")
+        others = (f"{stem}-{number}" for number in count(2))
+        free = next(one for one in chain([stem], others) if one.casefold() not in taken)
+        taken.add(free.casefold())
+        yield f"{free}.png"
 
 
 def _pictures(source: Path) -> Iterator[Path]:
@@ -122,25 +147,32 @@ def _pictures(source: Path) -> Iterator[Path]:
     if not source.is_dir():
         raise DataError(f"{source} does not exist; give a picture or a folder of pictures")
     paths = sorted(path for path in source.rglob("*") if path.suffix.lower() in SUFFIXES)
-    paths = [
-        path
-        for path in paths
-        if "templates" not in path.relative_to(source).parts[:-1] and not path.stem.endswith("_temp")
-    ]
+    paths = [path for path in paths if not _is_golden(path, source)]
     if not paths:
         raise DataError(f"{source} holds no picture; looked for {', '.join(SUFFIXES)}")
     yield from paths
 
 
+def _is_golden(path: Path, source: Path) -> bool:
+    """Whether it lies in a folder `templates`, or is the `NAME_temp` of a `NAME_test`."""
+    if "templates" in path.relative_to(source).parts[:-1]:
+        return True
+    name = path.stem.removesuffix(TEMP)
+    return name != path.stem and picture_of(path.parent, f"{name}{TEST}") is not None
+
+
 def _golden(config: PcbConfig, path: Path) -> Path | None:
-    """Of a picture: the one that is set, or its twin in `templates` beside its folder, or `NAME_temp`."""
+    """Of a picture: the one that is set; its twin in `templates`, beside its folder or beside `images`; or `NAME_temp`."""
     if config.predict.golden:
         return Path(config.predict.golden)
-    stem = path.stem.removesuffix("_test")
-    beside = [path.parent.parent / "templates", path.parent / "templates"]
-    names = [(folder, f"{path.stem}.*") for folder in beside] + [(path.parent, f"{stem}_temp.*")]
-    for folder, pattern in names:
-        for found in sorted(folder.glob(pattern)) if folder.is_dir() else []:
-            if found.suffix.lower() in SUFFIXES:
-                return found
-    return None
+    whole = path.absolute()
+    folders = [whole.parent.parent / "templates", whole.parent / "templates"]
+    folders += [
+        above.parent / "templates" / whole.parent.relative_to(above)
+        for above in whole.parents
+        if above.name == "images"
+    ]
+    twins = [picture_of(folder, path.stem) for folder in folders]
+    if path.stem.endswith(TEST):
+        twins.append(picture_of(path.parent, path.stem.removesuffix(TEST) + TEMP))
+    return next((twin for twin in twins if twin is not None), None)

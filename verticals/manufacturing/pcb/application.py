@@ -22,10 +22,12 @@ from verticals.manufacturing.pcb.predictor import PcbPredictor, Request
 from verticals.manufacturing.pcb.synthetic import SyntheticConfig, make_board, write_dataset
 from verticals.manufacturing.pcb.task import DetectionTask
 from verticals.manufacturing.pictures import read_picture
+from verticals.manufacturing.verdict import check_rules
 
 
 def task(config: PcbConfig, data: PcbData) -> DetectionTask:
-    """The network for the data's classes, with its loss."""
+    """The network for the data's classes, with its loss. Raises ConfigError for a rule of another class."""
+    check_rules(config.rules.classes, data.dataset.classes)
     return DetectionTask(_network(config, len(data.dataset.classes)), config.loss)
 
 

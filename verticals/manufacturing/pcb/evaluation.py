@@ -172,7 +172,8 @@ def evaluate(predictor: PcbPredictor, data: PcbData, split: str) -> Evaluation:
     """
     boards = data.samples(split)
     places = class_places(predictor.classes, data.dataset.classes)
-    trained = {board.group for board in data.dataset.sides.get("train", ())}
+    is_own = split != "all"  # else it is another data set, whose sides nobody trained on
+    trained = {board.group for board in data.dataset.sides.get("train", ())} if is_own else set()
     found, counted, drawn = [], [], []
     for board in boards:
         (answer,) = predictor([request_of(data, board)])

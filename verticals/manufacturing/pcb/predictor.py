@@ -21,7 +21,7 @@ from verticals.manufacturing.golden import align, differences
 from verticals.manufacturing.merge import merge
 from verticals.manufacturing.pcb.config import PcbConfig
 from verticals.manufacturing.pictures import Picture
-from verticals.manufacturing.verdict import Verdict, counts, verdict_of
+from verticals.manufacturing.verdict import Verdict, check_rules, counts, verdict_of
 
 MOST_PER_TILE = 300
 """Boxes of one tile, the best first."""
@@ -73,9 +73,13 @@ class PcbPredictor:
         Args:
             streams: calls of the session under way at the same time.
             limit_bytes: what this process may hold; the container's or the machine's where None.
+
+        Raises:
+            ConfigError: a rule of a class that the model does not know.
         """
         self.config, self.version, self.streams = config, version, streams
         self.classes: tuple[str, ...] = tuple(constants["classes"])
+        check_rules(config.rules.classes, self.classes)
         self.thresholds: dict[str, float] = dict(constants["thresholds"])
         self.inputs, self.outputs = session.inputs, session.outputs
         self._session, self._limit = session, limit_bytes
