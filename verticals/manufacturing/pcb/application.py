@@ -78,7 +78,8 @@ def check(config: PcbConfig, source: str) -> dict[str, Any]:
             "values": [low, high],
             "text": f"{picture.shape[1]} x {picture.shape[0]} pixels, values {low} to {high}",
         }
-    data = PcbData(config, Dataset.open(source, split=config.data.split, seed=config.data.split_seed))
+    given = config.data
+    data = PcbData(config, Dataset.open(source, split=given.split, seed=given.split_seed).for_training())
     for board in data.samples("all"):
         data.read(board)
     found: dict[str, Any] = data.fingerprint

@@ -39,14 +39,16 @@ class PcbData:
             dataset: to judge a model by; where None, the configuration's is opened, to train one.
 
         Raises:
-            DataError: the first fault of the data set, or a board without a template where the network sees one.
+            DataError: the first fault of the data set, no board on one of its sides where it is to train, or a board without a
+                template where the network sees one.
             LeakError: a board on two sides of the split.
         """
         self.config = config
         if dataset is not None:
             self.dataset = dataset
         elif config.data.sources:
-            self.dataset = Dataset.open(config.data.sources[0], split=config.data.split, seed=config.data.split_seed)
+            given = config.data
+            self.dataset = Dataset.open(given.sources[0], split=given.split, seed=given.split_seed).for_training()
         else:
             made = tempfile.mkdtemp(prefix="synthetic-")
             weakref.finalize(self, shutil.rmtree, made, ignore_errors=True)

@@ -60,8 +60,16 @@ class Dataset:
         """
         if not self.sides.get(side):
             there = ", ".join(f"{name} ({len(boards)})" for name, boards in self.sides.items())
-            raise DataError(f"the data set has no boards on the side {side!r}; there are {there}")
+            raise DataError(
+                f"the data set has no boards on the side {side!r}; there are {there}: list some for it, or add boards"
+            )
         return self.sides[side]
+
+    def for_training(self) -> Dataset:
+        """Itself. Raises DataError where it is too small to train, to choose and to judge by."""
+        for side in ("train", "validation", "test"):
+            self.boards(side)
+        return self
 
     @cached_property
     def fingerprint(self) -> dict[str, Any]:

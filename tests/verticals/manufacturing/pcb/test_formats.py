@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import shutil
+import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 import yaml
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
 from core.errors import DataError, LeakError
 from verticals.manufacturing.boxes import boxes_of
@@ -68,6 +72,37 @@ def test_what_is_written_is_read_back(format: str, made: Listed, tmp_path: Path)
             assert theirs.picture.read_bytes() == ours.picture.read_bytes()
             assert theirs.template is not None
             assert ours.template is not None
+            assert theirs.template.read_bytes() == ours.template.read_bytes()
+
+
+ODD = st.text("aAb1.é_ /\\-[]#:'\"", min_size=1, max_size=5)
+"""Signs that stand for something in a path, a list, YAML, XML or a pattern."""
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.lists(ODD, min_size=2, max_size=5, unique=True), st.lists(ODD, min_size=2, max_size=2, unique=True))
+@example(["a/b", "a_b", "A_B", "board 1", "x.png", "x.jpg"], ["lot 7", "lot_7"])
+@example(["a.rf.1", "a.rf.2", "..", ".", "1"], ["group1", "1"])
+@pytest.mark.parametrize("format", FORMATS)
+def test_odd_names_and_groups_are_written_and_read_back(format: str, names: list[str], groups: list[str]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder) / "data"
+        root.mkdir()
+        boards = [
+            replace(board(Path(folder) / "source", f"b{number}", number), name=name, group=groups[number % 2])
+            for number, name in enumerate(names)
+        ]
+        FORMATS[format].write(root, Listed("made", CLASSES, {"train": tuple(boards)}), copy)
+        read = {board.picture.read_bytes(): board for board in read_boards(root).boards}
+        assert len(read) == len(boards)
+        pairs = {(ours.group, read[ours.picture.read_bytes()].group) for ours in boards}
+        assert len({group for _, group in pairs}) == len(pairs) == 2
+        assert format == "deeppcb" or all(ours == theirs for ours, theirs in pairs)
+        for ours in boards:
+            theirs = read[ours.picture.read_bytes()]
+            assert theirs.boxes.classes.tolist() == ours.boxes.classes.tolist()
+            assert ours.template is not None
+            assert theirs.template is not None
             assert theirs.template.read_bytes() == ours.template.read_bytes()
 
 

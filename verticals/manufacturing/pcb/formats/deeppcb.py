@@ -7,13 +7,15 @@ Source: Tang et al. 2019, Online PCB Defect Detector On A New PCB Defect Dataset
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from core.errors import DataError
 from verticals.manufacturing.boxes import Boxes
-from verticals.manufacturing.pcb.boards import Board, Listed, drawn, only_names, size_of
+from verticals.manufacturing.pcb.boards import Board, Listed, drawn, file_stems, only_names, size_of, with_stems
+from verticals.manufacturing.pcb.formats.text import entries_of, lines_of, rough_text
 from verticals.manufacturing.pictures import SUFFIXES
 
 CLASSES = ("open", "short", "mousebite", "spur", "copper", "pin-hole")
@@ -22,11 +24,13 @@ SIDES = {"trainval": "train", "train": "train", "val": "validation", "test": "te
 
 
 def found(root: Path) -> bool:
-    lists = [root / f"{word}.txt" for word in ("trainval", "test")]
-    return any(
-        path.is_file() and len(path.read_text(encoding="utf-8", errors="replace").split("\n", 1)[0].split()) == 2
-        for path in lists
-    )
+    return any(_names_pairs(path) for word in SIDES if (path := root / f"{word}.txt").is_file())
+
+
+def _names_pairs(path: Path) -> bool:
+    """Whether its first line names a picture and a text file."""
+    words = next((line.split() for line in rough_text(path).splitlines() if line.strip()), [])
+    return len(words) == 2 and words[1].lower().endswith(".txt")
 
 
 def read(root: Path) -> Listed:
@@ -35,34 +39,29 @@ def read(root: Path) -> Listed:
     for word, side in SIDES.items():
         path = root / f"{word}.txt"
         if path.is_file() and side not in sides:
-            sides[side] = tuple(_board(root, path, number, line) for number, line in _lines(path))
+            sides[side] = tuple(_board(root, path, number, line) for number, line in entries_of(path))
     return Listed("deeppcb", CLASSES, sides)
 
 
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        if line.strip():
-            yield number, line
-
-
 def _board(root: Path, path: Path, number: int, line: str) -> Board:
-    where, words = f"{path.name}, line {number}", line.split()
+    where, words = f"{path.name}, line {number}", line.replace("\\", "/").split()
     if len(words) != 2:
         raise DataError(f"{where}: {line!r}; needed are a picture and its text file")
     named = Path(words[0])
     pictures = []
     for kind in ("test", "temp"):
-        names = [named.with_name(f"{named.stem}_{kind}{suffix}") for suffix in (named.suffix, *SUFFIXES)]
-        there = next((name for name in names if (root / name).is_file()), names[0])
+        names = [named.parent / f"{named.stem}_{kind}{suffix}" for suffix in (named.suffix, *SUFFIXES)]
+        there = next((name for name in names if os.path.isfile(root / name)), names[0])
         pictures.append(only_names(root, there.as_posix(), where=where))
     labels = only_names(root, words[1], where=where)
     boxes = _boxes(labels, size_of(pictures[0]))
-    return Board(named.with_suffix("").as_posix(), pictures[0], boxes, group=named.parts[0], template=pictures[1])
+    place = pictures[0].relative_to(root)
+    return Board(place.with_name(named.stem).as_posix(), pictures[0], boxes, group=place.parts[0], template=pictures[1])
 
 
 def _boxes(labels: Path, size: tuple[int, int]) -> Boxes:
     def rows() -> Iterator[tuple[str, list[float], int]]:
-        for number, line in _lines(labels):
+        for number, line in lines_of(labels):
             words = line.replace(",", " ").split()
             try:
                 box, kind = [float(word) for word in words[:4]], int(words[4])
@@ -87,15 +86,16 @@ def write(root: Path, listed: Listed, copy: Any) -> None:
             f"DeepPCB has the classes {', '.join(CLASSES)}; these are {', '.join(listed.classes)}: write another format"
         )
     keys = {"train": "trainval", "validation": "val", "test": "test", "all": "trainval"}
-    for side, boards in listed.sides.items():
+    groups = sorted({board.group for board in listed.boards})
+    folders = dict(zip(groups, file_stems(f"group{group.removeprefix('group')}" for group in groups), strict=True))
+    for side, boards in with_stems(listed).items():
         lines = []
-        for board in boards:
+        for board, stem in boards:
             if board.template is None:
                 raise DataError(
                     f"{board.name} has no golden template, which DeepPCB's layout needs: write another format"
                 )
-            stem = board.name.replace("/", "_")
-            folder = Path(f"group{board.group.removeprefix('group').replace('/', '_')}")
+            folder = Path(folders[board.group])
             picture = copy(board.picture, root / folder / "boards" / f"{stem}_test")
             copy(board.template, root / folder / "boards" / f"{stem}_temp")
             labels = root / folder / "boards_not" / f"{stem}.txt"
@@ -106,6 +106,6 @@ def write(root: Path, listed: Listed, copy: Any) -> None:
                 for box, kind in rows
             )
             labels.write_text(text, encoding="utf-8")
-            name = (folder / "boards" / stem).with_suffix(picture.suffix)
+            name = folder / "boards" / f"{stem}{picture.suffix}"
             lines.append(f"{name.as_posix()} {labels.relative_to(root).as_posix()}\n")
         (root / f"{keys[side]}.txt").write_text("".join(lines), encoding="utf-8")

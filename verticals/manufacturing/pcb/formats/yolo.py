@@ -1,8 +1,11 @@
-"""YOLO: `data.yaml` with names and lists, a text file for each picture: class, middle and size as shares of the picture."""
+"""YOLO: `data.yaml` with names and lists, a text file for each picture: class, middle and size as shares of the picture.
+
+Ours has a key `boards` too, from a picture's name without suffix to the board that it is of, where the name does not tell.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +13,19 @@ import yaml
 
 from core.errors import DataError
 from verticals.manufacturing.boxes import NONE, Boxes
-from verticals.manufacturing.pcb.boards import Board, Listed, drawn, only_names, size_of, template_of
-from verticals.manufacturing.pictures import SUFFIXES
+from verticals.manufacturing.pcb.boards import (
+    Board,
+    Listed,
+    drawn,
+    group_of,
+    in_any_case,
+    only_names,
+    pictures_below,
+    size_of,
+    template_of,
+    with_stems,
+)
+from verticals.manufacturing.pcb.formats.text import entries_of, lines_of, text_of
 
 SIDES = {"train": "train", "val": "validation", "valid": "validation", "test": "test"}
 FILE = "data.yaml"
@@ -22,30 +36,31 @@ def found(root: Path) -> bool:
 
 
 def read(root: Path) -> Listed:
-    """Raises DataError at the first fault. A picture without a text file shows no defect, as in training by its tools."""
+    """A picture without a text file shows no defect, as in training by its tools; a side without any is refused.
+
+    Raises:
+        DataError: the first fault.
+    """
     try:
-        record = yaml.safe_load((root / FILE).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        record = yaml.safe_load(text_of(root / FILE))
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise DataError(f"{FILE} cannot be read: {error}") from None
     if not isinstance(record, Mapping) or "names" not in record:
         raise DataError(f"{FILE} has no `names`; needed are the names of the classes, as a list or by number")
-    names = record["names"]
-    if isinstance(names, Mapping):
-        if sorted(names) != list(range(len(names))):
-            raise DataError(f"{FILE}: `names` has the numbers {sorted(names)}; needed are 0 to {len(names) - 1}")
-        names = [names[number] for number in range(len(names))]
-    classes = tuple(map(str, names))
-    if "nc" in record and record["nc"] != len(classes):
-        raise DataError(f"{FILE}: nc is {record['nc']}, `names` has {len(classes)}; correct one of them")
-    base = root / str(record.get("path") or ".")
-    if not base.resolve().is_relative_to(root.resolve()) or not base.is_dir():
+    classes = _classes(record)
+    groups = record.get("boards") or {}
+    if not isinstance(groups, Mapping):
+        raise DataError(f"{FILE}: `boards` is {groups!r}; needed is the board of each picture's name without suffix")
+    try:
+        base = only_names(root, str(record.get("path") or "."), where=FILE, is_there=Path.is_dir)
+    except DataError:
         base = root  # where the data set lay when it was made
-    sides = {}
+    sides: dict[str, tuple[Board, ...]] = {}
     for key, side in SIDES.items():
         if record.get(key):
             given = record[key] if isinstance(record[key], list) else [record[key]]
-            pictures = [picture for part in given for picture in _pictures(base, str(part))]
-            sides[side] = tuple(_board(picture, base, classes) for picture in pictures)
+            pictures = [picture for part in given for picture in _pictures(root, base, str(part))]
+            sides[side] = sides.get(side, ()) + tuple(_boards(pictures, root, classes, groups, key))
     if not sides:
         raise DataError(
             f"{FILE} lists no pictures; needed is `train`, and best `val` and `test`: a folder or a list file each"
@@ -53,39 +68,63 @@ def read(root: Path) -> Listed:
     return Listed("yolo", classes, sides)
 
 
-def _pictures(base: Path, part: str) -> Iterator[Path]:
-    place = base / part
-    if not place.exists() and part.startswith("../"):
-        place = base / part.removeprefix("../")  # what one labelling service writes
-    if not place.resolve().is_relative_to(base.resolve()) or not place.exists():
-        raise DataError(f"{FILE} names {part!r}, which is not in {base}; correct the path")
+def _classes(record: Mapping[str, Any]) -> tuple[str, ...]:
+    names = record["names"]
+    if isinstance(names, Mapping):
+        if set(names) != set(range(len(names))):
+            raise DataError(f"{FILE}: `names` has the numbers {list(names)}; needed are 0 to {len(names) - 1}")
+        names = [names[number] for number in range(len(names))]
+    if not isinstance(names, list) or not names or not all(isinstance(name, str | int | float) for name in names):
+        raise DataError(f"{FILE}: `names` is {names!r}; needed are the names of the classes, as a list or by number")
+    if "nc" in record and record["nc"] != len(names):
+        raise DataError(f"{FILE}: nc is {record['nc']}, `names` has {len(names)}; correct one of them")
+    return tuple(map(str, names))
+
+
+def _pictures(root: Path, base: Path, part: str) -> Iterator[Path]:
+    """Of a folder, or of a list."""
+    folders = [base, base / "images"]  # from there, ../train/images is what one labelling service means
+    place = only_names(root, part, where=FILE, folders=folders, is_there=Path.exists)
     if place.is_dir():
-        yield from sorted(path for path in place.rglob("*") if path.suffix.lower() in SUFFIXES)
+        yield from pictures_below(place)
         return
-    for line in place.read_text(encoding="utf-8").splitlines():
-        if line.strip():
-            yield only_names(base, line.strip().removeprefix("./"), where=place.name)
+    for number, line in entries_of(place):
+        yield only_names(root, line, where=f"{place.name}, line {number}", folders=[base, place.parent])
 
 
-def _board(picture: Path, base: Path, classes: tuple[str, ...]) -> Board:
-    name = picture.relative_to(base).with_suffix("")
-    parts = list(name.parts)
-    if "images" in parts:
-        place = len(parts) - 1 - parts[::-1].index("images")
-        parts[place] = "labels"
-    labels = base.joinpath(*parts).with_name(f"{parts[-1]}.txt")
-    boxes = _boxes(labels, size_of(picture), len(classes)) if labels.is_file() else NONE
-    return Board(name.as_posix(), picture, boxes, group=picture.stem, template=template_of(picture, base))
+def _boards(
+    pictures: Sequence[Path], root: Path, classes: tuple[str, ...], groups: Mapping[str, Any], key: str
+) -> Iterator[Board]:
+    labels = [_labels(picture, root) for picture in pictures]
+    if labels and not any(path.is_file() for path in labels):
+        raise DataError(
+            f"{FILE}: no picture of `{key}` has a text file; looked for {labels[0].relative_to(root)} and "
+            f"{len(labels) - 1} others: put them there, an empty one for a picture without defects"
+        )
+    for picture, path in zip(pictures, labels, strict=True):
+        name = picture.relative_to(root).with_suffix("").as_posix()
+        boxes = _boxes(path, size_of(picture), len(classes)) if path.is_file() else NONE
+        group = group_of(picture, root, groups.get(picture.stem))
+        yield Board(name, picture, boxes, group, template_of(picture, root))
+
+
+def _labels(picture: Path, root: Path) -> Path:
+    """Where its text file is, or should be: in a folder `labels` that stands for the last folder `images`, or beside it."""
+    parts = picture.relative_to(root).parts[:-1]
+    folder = picture.parent
+    for place, part in enumerate(parts):
+        if part.lower() == "images":
+            folder = in_any_case(root.joinpath(*parts[:place]), "labels").joinpath(*parts[place + 1 :])
+    capital = folder / f"{picture.stem}.TXT"
+    return capital if capital.is_file() else folder / f"{picture.stem}.txt"
 
 
 def _boxes(labels: Path, size: tuple[int, int], num_classes: int) -> Boxes:
     width, height = size
 
     def rows() -> Iterator[tuple[str, tuple[float, ...], int]]:
-        for number, line in enumerate(labels.read_text(encoding="utf-8").splitlines(), 1):
+        for number, line in lines_of(labels):
             words = line.split()
-            if not words:
-                continue
             try:
                 kind, values = int(words[0]), [float(word) for word in words[1:]]
             except ValueError:
@@ -115,11 +154,13 @@ def write(root: Path, listed: Listed, copy: Any) -> None:
     """
     record: dict[str, Any] = {"path": ".", "names": dict(enumerate(listed.classes))}
     keys = {"train": "train", "validation": "val", "test": "test", "all": "train"}
-    for side, boards in listed.sides.items():
+    groups: dict[str, str] = {}
+    for side, boards in with_stems(listed).items():
         record[keys[side]] = f"images/{keys[side]}"
-        for board in boards:
-            stem = board.name.replace("/", "_")
+        for board, stem in boards:
             picture = copy(board.picture, root / "images" / keys[side] / stem)
+            if board.group != group_of(picture, root):
+                groups[stem] = board.group
             if board.template is not None:
                 copy(board.template, root / "templates" / keys[side] / stem)
             width, height = size_of(picture)
@@ -132,4 +173,6 @@ def write(root: Path, listed: Listed, copy: Any) -> None:
             labels = root / "labels" / keys[side] / f"{stem}.txt"
             labels.parent.mkdir(parents=True, exist_ok=True)
             labels.write_text("".join(lines), encoding="utf-8")
+    if groups:
+        record["boards"] = groups
     (root / FILE).write_text(yaml.safe_dump(record, sort_keys=False, allow_unicode=True), encoding="utf-8")
