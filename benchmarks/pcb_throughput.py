@@ -69,16 +69,11 @@ class Made(NamedTuple):
     """A run of `--cache`, exported and made int8; or pruned and taught before that."""
 
     source: str
-    pruned: float = 0.0
-    """Share of the channels."""
+    epochs: int = 0
+    """Of learning after each step of pruning; 0 prunes nothing."""
 
 
-MADE = {
-    "small": Made("small"),
-    "nano": Made("nano"),
-    "nano-pruned": Made("nano", 0.3),
-    "small-pruned": Made("small", 0.5),
-}
+MADE = {"small": Made("small"), "nano": Made("nano"), "nano-pruned": Made("nano", 2), "small-pruned": Made("small", 1)}
 
 
 class Row(NamedTuple):

@@ -11,7 +11,7 @@ import pytest
 from playwright.sync_api import Browser, Page, expect
 
 from tests.bento import Server
-from tests.verticals.manufacturing.test_service import CONFIG, png, until_listed
+from tests.verticals.manufacturing.test_service import CONFIG, dropped, png
 from verticals.manufacturing.pcb.synthetic import MadeBoard, make_board
 
 
@@ -25,11 +25,7 @@ def result_id(server: Server, board: MadeBoard) -> str:
     """A board of the line."""
     lesson = {"part_id": "PAGE-1", "mm_per_pixel": "0.05"}
     httpx.post(f"{server.url}/teach", files={"picture": png(board.golden)}, data=lesson, timeout=60)
-    folder = server.log.parent.parent / "in" / "PAGE-1"
-    folder.mkdir()
-    (folder / ".page.png").write_bytes(png(board.picture))
-    (folder / ".page.png").rename(folder / "page.png")
-    return str(until_listed(server, "page.png")["ResultId"])
+    return str(dropped(server, board.picture, "PAGE-1", "page.png")["ResultId"])
 
 
 @pytest.fixture(params=[(1280, 900), (390, 844)], ids=["desk", "phone"])

@@ -113,13 +113,9 @@ def test_a_scale_that_is_none_is_refused(server: Server, board: MadeBoard, scale
 
 def test_a_watched_board_is_listed_shown_and_judged(server: Server, board: MadeBoard) -> None:
     httpx.post(f"{server.url}/teach", files={"picture": png(board.golden)}, data={"part_id": "P-2"}, timeout=60)
-    folder = server.log.parent.parent / "in" / "P-2"
-    folder.mkdir()
-    (folder / ".x.png").write_bytes(png(board.picture))
-    (folder / ".x.png").rename(folder / "x.png")
-    result = until_listed(server, "x.png")
+    result = dropped(server, board.picture, "P-2", "x.png")
     assert (result["PartId"], result["ResultState"], result["ResultContent"]["verdict"]) == ("P-2", 1, "fail")
-    assert not list(folder.iterdir())
+    assert not list((server.log.parent.parent / "in" / "P-2").iterdir())
     id = result["ResultId"]
     assert ask(server, "/picture", result_id=id).content.startswith(b"\x89PNG")
     assert ask(server, "/picture", result_id=id, shown="board").content == png(board.picture)
@@ -136,11 +132,7 @@ def test_a_watched_board_is_listed_shown_and_judged(server: Server, board: MadeB
 def test_what_nobody_judged_is_no_training_data(server: Server, board: MadeBoard) -> None:
     """Other tests of this service may have judged boards: then the data set has those, and without them there is none."""
     httpx.post(f"{server.url}/teach", files={"picture": png(board.golden)}, data={"part_id": "P-3"}, timeout=60)
-    folder = server.log.parent.parent / "in" / "P-3"
-    folder.mkdir()
-    (folder / ".y.png").write_bytes(png(board.picture))
-    (folder / ".y.png").rename(folder / "y.png")
-    id = until_listed(server, "y.png")["ResultId"]
+    id = dropped(server, board.picture, "P-3", "y.png")["ResultId"]
     answer = httpx.post(f"{server.url}/training_data", timeout=60)  # as curl -X POST sends it, without a body
     if answer.status_code == 200:
         with zipfile.ZipFile(io.BytesIO(answer.content)) as archive:
@@ -151,7 +143,12 @@ def test_what_nobody_judged_is_no_training_data(server: Server, board: MadeBoard
     assert not list((server.log.parent.parent / "store" / "spare").iterdir())
 
 
-def until_listed(server: Server, name: str) -> dict[str, Any]:
+def dropped(server: Server, picture: Picture, part_id: str, name: str) -> dict[str, Any]:
+    """The result of a picture that a camera leaves in the watched folder."""
+    folder = server.log.parent.parent / "in" / part_id
+    folder.mkdir(exist_ok=True)
+    (folder / f".{name}").write_bytes(png(picture))
+    (folder / f".{name}").rename(folder / name)
     end = time.monotonic() + 30
     while time.monotonic() < end:
         for result in ask(server, "/results").json()["results"]:
