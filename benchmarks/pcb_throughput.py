@@ -57,7 +57,7 @@ from verticals.manufacturing.verdict import counts
 
 TILE, OVERLAP = 320, 0.2
 GATE = GateConfig()
-PRUNED = 0.3
+PRUNED = 0.25
 """Share of the channels that go, in three steps; after each the network learns from the small one."""
 LIMIT = 0.015
 """Of the validation score that a step may lose."""

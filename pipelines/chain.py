@@ -39,6 +39,9 @@ SENSITIVITY_SAMPLES = 24
 STEPS = 3
 """Of the gradual schedule: the share that is pruned rises so many times, with a training after each."""
 
+MULTIPLE = 16
+"""Channels that a processor's int8 kernels work on at a time: with 44 of its 64 left a layer is slower than with all."""
+
 Method = Literal["dynamic", "static", "weights"]
 Importance = Literal["l1", "group"]
 
@@ -180,7 +183,14 @@ class Chain:
                 network = task.model
                 keep = [name for name in app.whole if name in dict(network.named_modules())]
                 pruned = prune_channels(
-                    network, ratio, self._example(task), importance=importance, steps=STEPS, keep=keep, recover=train
+                    network,
+                    ratio,
+                    self._example(task),
+                    importance=importance,
+                    multiple=MULTIPLE,
+                    steps=STEPS,
+                    keep=keep,
+                    recover=train,
                 )
                 task.model = pruned.model
                 notes |= {"channels": pruned.channels, "refused": pruned.refused}

@@ -66,6 +66,7 @@ def prune(
     example: Example,
     *,
     importance: Literal["l1", "group"] = "group",
+    multiple: int = 1,
     steps: int = 1,
     keep: Sequence[str] = (),
     recover: Callable[[nn.Module, int], None] | None = None,
@@ -80,6 +81,7 @@ def prune(
         example: arguments of one call, not all zeros: the proof is as good as what flows through the network.
         importance: `l1` is the L1 norm of the filters that write a channel; `group` the L2 norm of all weights that
             write, scale and read it.
+        multiple: what is left of a layer's channels is rounded down to a multiple of it; a layer that has no more stays whole.
         steps: the share rises evenly over so many steps (a gradual schedule), at least 1.
         keep: names of modules that keep their width, with all that is in them.
         recover: called with the network and the step, from 1, after each step; trains it in place. Parameters are new
@@ -98,13 +100,13 @@ def prune(
         raise ConfigError(f"the pruning ratio is {ratio}; allowed is a share of the channels between 0 and 1, as 0.3")
     if importance not in ("l1", "group"):
         raise ConfigError(f"importance is {importance!r}; allowed are l1 and group")
-    if steps < 1:
-        raise ConfigError(f"steps is {steps}; allowed is 1 or more")
+    if min(steps, multiple) < 1:
+        raise ConfigError(f"steps is {steps}, multiple is {multiple}; allowed is 1 or more")
     names = dict(model.named_modules())
     for name in keep:
         if name not in names:
             raise ConfigError(f"keep names {name!r}, which is no module of the model; there are {few(names)}")
-    search = _Search(model, example, importance, ratio, keep)
+    search = _Search(model, example, importance, ratio, keep, multiple)
     refused = search.refused()
     small = copy.deepcopy(model)
     modes = {module: module.training for module in small.modules()}
@@ -164,8 +166,10 @@ class MagnitudePruner:
 class _Search:
     """Finds which layers have to stay whole, on copies of the network."""
 
-    def __init__(self, model: nn.Module, example: Example, importance: str, ratio: float, keep: Sequence[str]) -> None:
-        self.model, self.example, self.ratio = model, example, ratio
+    def __init__(
+        self, model: nn.Module, example: Example, importance: str, ratio: float, keep: Sequence[str], multiple: int
+    ) -> None:
+        self.model, self.example, self.ratio, self.multiple = model, example, ratio, multiple
         self.importance = (
             _FilterNorm() if importance == "l1" else torch_pruning.importance.GroupMagnitudeImportance(p=2)
         )
@@ -213,6 +217,7 @@ class _Search:
                 self.example,
                 self.importance,
                 pruning_ratio=self.ratio,
+                round_to=self.multiple if self.multiple > 1 else None,
                 iterative_steps=steps,
                 ignored_layers=[model.get_submodule(name) for name in whole],
                 in_channel_groups={},

@@ -208,6 +208,17 @@ def test_layers_that_share_weights_stay_whole() -> None:
     assert pruned.refused["2"] == "its weights are another layer's too"
 
 
+@pytest.mark.parametrize("steps", [1, 3])
+def test_what_is_left_comes_in_multiples(steps: int) -> None:
+    pruned = prune(resnet(), 0.3, images(), multiple=16, steps=steps)
+    left = {small for _, small in pruned.channels.values()}
+    assert left == {32, 80, 176, 352}  # of 64, 128, 256, 512
+    narrow = prune(branches(), 0.3, images(), multiple=8)
+    assert all(small % 8 == 0 and small > 0 for _, small in narrow.channels.values())
+    with pytest.raises(ConfigError, match="nothing of the Branches can be pruned"):
+        prune(branches(), 0.3, images(), multiple=1024)
+
+
 @pytest.mark.parametrize("ratio", [0.0, 1.0, -0.1, float("nan")])
 def test_a_ratio_out_of_range_is_refused(ratio: float) -> None:
     with pytest.raises(ConfigError, match="between 0 and 1"):
@@ -219,6 +230,8 @@ def test_bad_input_says_what_to_do() -> None:
         prune(branches(), 0.5, images(), importance="l2")  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="steps is 0"):
         prune(branches(), 0.5, images(), steps=0)
+    with pytest.raises(ConfigError, match="multiple is 0"):
+        prune(branches(), 0.5, images(), multiple=0)
     with pytest.raises(ConfigError, match="does not take the example"):
         prune(branches(), 0.5, (torch.rand(1, 4, 8, 8),))
     with pytest.raises(ConfigError, match="nothing of the Linear can be pruned by 0.5: .*the answer"):
