@@ -99,10 +99,11 @@ def differences(board: Picture, golden: Picture, config: GateConfig) -> NDArray[
     kernel = np.ones((size, size), np.uint8)
     over = cv2.subtract(board, cv2.dilate(golden, kernel).reshape(golden.shape))
     under = cv2.subtract(cv2.erode(golden, kernel).reshape(golden.shape), board)
-    beyond = cv2.max(over, under).reshape(golden.shape).max(axis=2)
-    differs = (beyond > config.noise).astype(np.float32)
+    beyond: Picture = np.asarray(cv2.max(over, under), np.uint8).reshape(golden.shape)
+    largest = beyond[..., 0] if beyond.shape[2] == 1 else beyond.max(axis=2)
+    differs = (largest > config.noise).view(np.uint8)  # a byte a pixel: floats of a large board are slow to get
     counted = cv2.boxFilter(differs, -1, (5, 5), normalize=False)
-    return np.asarray((counted >= config.least_pixels - 0.5) & (differs > 0))
+    return np.asarray((counted >= config.least_pixels) & differs.view(bool))
 
 
 def _grey(picture: Picture) -> NDArray[np.uint8]:
