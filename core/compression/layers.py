@@ -64,10 +64,12 @@ def whole_because(layer: nn.Module) -> str | None:
     return next((why for kind, why in WHOLE.items() if isinstance(layer, kind)), None)
 
 
-def reason(layer: nn.Module) -> str:
-    """Why a layer that nothing speaks for or against kept its width."""
+def reason(layer: nn.Module, multiple: int = 1) -> str:
+    """Why a layer that nothing speaks for or against kept its width, where multiples of so many channels are left."""
     if width(layer) == 1:
         return "it has one channel"
+    if width(layer) <= multiple:
+        return f"it has {width(layer)} channels, and {multiple} of a layer stay"
     return (
         whole_because(layer)
         or "its channels are tied to those of a layer that stays whole, to the input, or to the answer"

@@ -125,7 +125,7 @@ def prune(
             recover(small, step)
     widths = {name: (width(names[name]), width(layer)) for name, layer in layers_of(small)}
     channels = {name: pair for name, pair in widths.items() if pair[0] != pair[1]}
-    rest = {name: refused.get(name, reason(names[name])) for name in widths if name not in channels}
+    rest = {name: refused.get(name, reason(names[name], multiple)) for name in widths if name not in channels}
     if not channels:
         why = (
             "; ".join(f"{name}: {reason}" for name, reason in list(rest.items())[:5]) or "it has no layers with weights"
