@@ -305,7 +305,8 @@ def report(
     by_sahi, base = middle[ROWS[0].name], scored[FLOAT].values("map50")
     records: list[Record] = []
     for row in rows:
-        figure = scored.get(row.name.removesuffix(", gated"), scored[FLOAT]).values("map50")
+        judged = scored.get(row.name.removesuffix(", gated"), scored[FLOAT])
+        figure = judged.values("map50")
         lost = np.sort((base - figure)[1:])
         records.append(
             {
@@ -317,6 +318,7 @@ def report(
                 "x smaller": sizes[FLOAT] / sizes[row.name],
                 "mAP@.5": figure[0],
                 "lost": f"{100 * (base[0] - figure[0]):.2f} ({100 * lost[25]:.2f} to {100 * lost[-26]:.2f})",
+                "false alarms a scan": judged.evaluation.figures["false_alarms"].value,
                 "peak GB": memory[row.name],
                 "recall, 50 defects": _recall(crowded[row.name][1]),
                 "false alarms": float(np.mean([one.false_alarms for one in times[row.name][1]])),

@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
-from itertools import chain, count
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from core.errors import CapacityError, DataError
 from core.memory import resident_bytes
 from core.training.log import progress
 from verticals.manufacturing.drawing import annotated, as_png, gallery
-from verticals.manufacturing.pcb.boards import picture_of
+from verticals.manufacturing.pcb.boards import file_stems, picture_of, pictures_below
 from verticals.manufacturing.pcb.config import PcbConfig
 from verticals.manufacturing.pcb.predictor import Inspection, PcbPredictor, Request
 from verticals.manufacturing.pictures import SUFFIXES, header_of, picture_bytes, read_picture
@@ -25,8 +24,6 @@ TEST, TEMP = "_test", "_temp"
 """Ends of the names of a board and its golden one, in DeepPCB's layout."""
 ANNOTATED, GALLERY = "annotated", "gallery"
 """Folders of an answer."""
-MOST_NAME_BYTES = 200
-"""Of a file that is written; file systems end at 255."""
 
 
 def predict(predictor: PcbPredictor, config: PcbConfig, source: str, target: Path) -> dict[str, Any]:
@@ -43,6 +40,7 @@ def predict(predictor: PcbPredictor, config: PcbConfig, source: str, target: Pat
         raise DataError(f"{target} exists; name a new folder for the answer")
     paths = list(_pictures(Path(source)))
     names = [path.name if len(paths) == 1 else path.relative_to(source).as_posix() for path in paths]
+    files = [f"{stem}.png" for stem in file_stems(Path(name).with_suffix("").as_posix() for name in names)]
     totals = {"pass": 0, "fail": 0, "unknown": 0}
     with (
         written(),
@@ -54,7 +52,7 @@ def predict(predictor: PcbPredictor, config: PcbConfig, source: str, target: Pat
             (folder / part).mkdir(parents=True)
         boards = bar.add_task("boards", total=len(paths), note="")
         with (folder / "results.jsonl").open("w", encoding="utf-8") as results:
-            for path, name, file in zip(paths, names, _files(names), strict=True):
+            for path, name, file in zip(paths, names, files, strict=True):
                 record = {"picture": name, **_answer(predictor, config, path, folder, file)}
                 totals[record["verdict"]] += 1
                 results.write(json.dumps(record) + "\n")
@@ -127,18 +125,6 @@ def _answer(predictor: PcbPredictor, config: PcbConfig, path: Path, folder: Path
     return record
 
 
-def _files(names: Sequence[str]) -> Iterator[str]:
-    """A file for each picture, by its name; no two are the same, in upper or lower case."""
-    taken: set[str] = set()
-    for name in names:
-        stem = Path(name).with_suffix("").as_posix().replace("/", "_")
-        stem = stem.encode()[:MOST_NAME_BYTES].decode("utf-8", "ignore")
-        others = (f"{stem}-{number}" for number in count(2))
-        free = next(one for one in chain([stem], others) if one.casefold() not in taken)
-        taken.add(free.casefold())
-        yield f"{free}.png"
-
-
 def _pictures(source: Path) -> Iterator[Path]:
     """The picture, or those of a folder, its golden boards left out. Raises DataError where there is none."""
     if source.is_file():
@@ -146,17 +132,14 @@ def _pictures(source: Path) -> Iterator[Path]:
         return
     if not source.is_dir():
         raise DataError(f"{source} does not exist; give a picture or a folder of pictures")
-    paths = sorted(path for path in source.rglob("*") if path.suffix.lower() in SUFFIXES)
-    paths = [path for path in paths if not _is_golden(path, source)]
+    paths = [path for path in pictures_below(source) if not _is_golden(path)]
     if not paths:
         raise DataError(f"{source} holds no picture; looked for {', '.join(SUFFIXES)}")
     yield from paths
 
 
-def _is_golden(path: Path, source: Path) -> bool:
-    """Whether it lies in a folder `templates`, or is the `NAME_temp` of a `NAME_test`."""
-    if "templates" in path.relative_to(source).parts[:-1]:
-        return True
+def _is_golden(path: Path) -> bool:
+    """Whether it is the `NAME_temp` of a `NAME_test`."""
     name = path.stem.removesuffix(TEMP)
     return name != path.stem and picture_of(path.parent, f"{name}{TEST}") is not None
 

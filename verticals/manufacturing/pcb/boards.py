@@ -14,6 +14,8 @@ from verticals.manufacturing.pictures import SUFFIXES, header_of
 
 SLACK = 2.0
 """Pixels by which a drawn box may leave its picture: that much of it is cut off in silence, more is an error."""
+MOST_STEM_BYTES = 200
+"""Of a file that is written; file systems end at 255 with all."""
 
 
 @dataclass(frozen=True)
@@ -166,12 +168,12 @@ def group_of(picture: Path, root: Path, given: object = None) -> str:
 
 
 def file_stems(names: Iterable[str]) -> list[str]:
-    """A stem of a file for each name, unique even where capitals do not count: without slashes and white space."""
+    """A stem of a file for each name, unique even where capitals do not count: without slashes and white space, and cut."""
     stems: list[str] = []
     taken: set[str] = set()
     for name in names:
         plain = "".join(sign if sign.isprintable() and sign not in " /\\" else "_" for sign in name)
-        plain = plain if plain.strip(".") else f"_{plain}"
+        plain = (plain if plain.strip(".") else f"_{plain}").encode()[:MOST_STEM_BYTES].decode("utf-8", "ignore")
         stem, number = plain, 1
         while stem.casefold() in taken:
             number += 1
