@@ -191,7 +191,7 @@ def orthanc() -> Iterator[Orthanc]:
 
 
 class Mosquitto:
-    """An MQTT broker on one port, that is ended and started again, its messages kept; who may do what is in `rights`."""
+    """An MQTT broker on one port, that is ended and started again, its messages kept."""
 
     def __init__(self, folder: Path) -> None:
         self._binary = shutil.which("mosquitto") or shutil.which("mosquitto", path="/usr/sbin")
@@ -199,18 +199,18 @@ class Mosquitto:
             missing("Mosquitto is not installed")
         self.port = free_port()
         self._config, self._log = folder / "mosquitto.conf", folder / "mosquitto.log"
-        self.rights = folder / "rights"
-        self.rights.write_text("topic readwrite #\n")
+        self._rights = folder / "rights"
         user = f"user {pwd.getpwuid(os.geteuid()).pw_name}\n"
         kept = f"persistence true\npersistence_location {folder}/\nautosave_interval 1\nautosave_on_changes true\n"
-        self._config.write_text(
-            f"listener {self.port} 127.0.0.1\nallow_anonymous true\n{user}{kept}max_queued_messages 0\n"
-            f"acl_file {self.rights}\n"
-        )
+        self._settings = f"listener {self.port} 127.0.0.1\nallow_anonymous true\n{user}{kept}max_queued_messages 0\n"
         self._process: subprocess.Popen[bytes] | None = None
 
-    def start(self) -> None:
+    def start(self, *, rights: str = "") -> None:
+        """`rights` are lines of an access control list. Without any there is no list: with one, version 2.0.11 drops what comes
+        for a session that it restored, until that client is back."""
         assert self._binary is not None
+        self._rights.write_text(rights)
+        self._config.write_text(self._settings + (f"acl_file {self._rights}\n" if rights else ""))
         with self._log.open("ab") as log:
             self._process = subprocess.Popen([self._binary, "-c", str(self._config)], stdout=log, stderr=log)
         _wait(self._process, self.port, self._log)

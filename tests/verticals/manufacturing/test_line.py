@@ -190,8 +190,7 @@ def test_what_the_broker_refuses_is_kept_and_sent_again(
     environment: dict[str, str], tmp_path: Path, mosquitto: Mosquitto
 ) -> None:
     mosquitto.end()
-    mosquitto.rights.write_text("topic read #\n")
-    mosquitto.start()
+    mosquitto.start(rights="topic read #\n")
     _, subscriber = begun(tmp_path, mosquitto)
     drop(tmp_path / "in", range(2), "A1")
     drop(tmp_path / "in", range(2, 3), "P#1+")  # signs that have a meaning in a topic
@@ -201,8 +200,7 @@ def test_what_the_broker_refuses_is_kept_and_sent_again(
         time.sleep(2)
         assert not subscriber.received
         mosquitto.end()
-        mosquitto.rights.write_text("topic readwrite #\n")
         mosquitto.start()
         until(3, subscriber)
     subscriber.stop()
-    assert sorted(json.loads(payload)["Name"] for payload in subscriber.received) == ["000.png", "001.png", "002.png"]
+    assert sorted(json.loads(payload)["Name"] for payload in set(subscriber.received)) == ["000.png", "001.png", "002.png"]
