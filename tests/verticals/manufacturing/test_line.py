@@ -203,4 +203,8 @@ def test_what_the_broker_refuses_is_kept_and_sent_again(
         mosquitto.start()
         until(3, subscriber)
     subscriber.stop()
-    assert sorted(json.loads(payload)["Name"] for payload in set(subscriber.received)) == ["000.png", "001.png", "002.png"]
+    assert sorted(json.loads(payload)["Name"] for payload in set(subscriber.received)) == [
+        "000.png",
+        "001.png",
+        "002.png",
+    ]
