@@ -7,11 +7,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+from core.data.pictures import Picture
 from verticals.manufacturing.boxes import Boxes, joined
 from verticals.manufacturing.golden import GateConfig, align, differences, shifted
 from verticals.manufacturing.pcb.data import PcbData
 from verticals.manufacturing.pcb.evaluation import request_of
-from verticals.manufacturing.pictures import Picture
 
 
 class Board(NamedTuple):

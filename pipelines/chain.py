@@ -20,6 +20,7 @@ from core.distributed.strategy import Strategy
 from core.errors import ArtifactError, ConfigError, ScoreError, VerticalsError
 from core.inference import artifact as artifacts
 from core.inference.model import config_of, network_of, session_of
+from core.inference.parts import WHOLE
 from core.inference.program import example
 from core.inference.session import Precision
 from core.run import Run
@@ -53,6 +54,56 @@ class Stage(NamedTuple):
     place: Place
     score: float
     """On the validation days."""
+
+
+class Part(NamedTuple):
+    """A graph of a network in float, to be quantized. Its layers are named `PART/LAYER` where it is one of several."""
+
+    name: str
+    folder: Path
+    files: tuple[str, ...]
+    inputs: set[str]
+
+    def quantize(
+        self,
+        folder: Path,
+        method: Method,
+        samples: Sequence[Arrays],
+        *,
+        keep: Sequence[str],
+        float_kinds: Sequence[str],
+    ) -> None:
+        """Writes its int8 files into a folder; a part without a layer that could be int8 stays as it is."""
+        from core.compression import quantization
+        from core.compression.graphs import layers, of_kinds
+
+        source, target = self.folder / self.files[0], folder / self.files[0]
+        kept = [name.removeprefix(self._prefix) for name in keep if name.startswith(self._prefix)]
+        if self.name != WHOLE and not set(layers(source)) - set(kept):
+            for file in self.files:
+                shutil.copyfile(self.folder / file, folder / file)
+        elif method == "static":
+            quantization.static(source, target, self._own(samples), keep=kept)
+        elif method == "weights":
+            quantization.weights(source, target, keep=kept)
+        else:
+            quantization.dynamic(source, target, keep=[*of_kinds(source, float_kinds), *kept])
+
+    def costs(self, samples: Sequence[Arrays]) -> dict[str, float]:
+        """What each layer costs in int8."""
+        from core.compression.sensitivity import sensitivity
+
+        own = self._own(samples)
+        found = sensitivity(self.folder / self.files[0], own[:: max(1, len(own) // SENSITIVITY_SAMPLES)])
+        return {f"{self._prefix}{layer}": cost for layer, cost in found.items()}
+
+    @property
+    def _prefix(self) -> str:
+        return f"{self.name}/" if self.name != WHOLE else ""
+
+    def _own(self, samples: Sequence[Arrays]) -> list[Arrays]:
+        """Those of this part."""
+        return [sample for sample in samples if sample.keys() == self.inputs] if self.name != WHOLE else list(samples)
 
 
 class Chain:
@@ -228,12 +279,10 @@ class Chain:
         """int8 of the newest network, calibrated on so many samples where that is the method; layers that cost too much stay in
         float."""
         from core.compression import sensitivity
-        from core.compression.graphs import of_kinds
-        from core.compression.quantization import dynamic, static, weights
 
         stage = self.last
         float_kinds: Sequence[str] = getattr(self.app.forms[self.form], "float_layers", ())
-        whole = self.folder / f"{stage.name}-{self.format}" / artifacts.NETWORK_FILES[self.format][0]
+        parts = self._parts(stage)
         notes: dict[str, Any] = {"method": method, "bits": 8}
         samples: list[Arrays] = []
         kept: list[str] = []
@@ -247,18 +296,16 @@ class Chain:
                     num_samples,
                 )
 
-        def make(target: Path, keep: Sequence[str]) -> Path:
-            if method == "static":
-                return static(whole, target, samples, keep=keep)
-            if method == "weights":
-                return weights(whole, target, keep=keep)
-            return dynamic(whole, target, keep=[*of_kinds(whole, float_kinds), *keep])
+        def make(folder: Path, keep: Sequence[str]) -> Path:
+            for part in parts:
+                part.quantize(folder, method, samples, keep=keep, float_kinds=float_kinds)
+            return folder
 
         def change(folder: Path, format: artifacts.Format) -> Mapping[str, Any]:
-            names = artifacts.NETWORK_FILES[format]
-            for name in names:
-                (folder / name).unlink()
-            make(folder / names[0], kept)
+            for part in parts:
+                for name in part.files:
+                    (folder / name).unlink()
+            make(folder, kept)
             return {**notes, "float_layers": [*(float_kinds if method == "dynamic" else ()), *kept]}
 
         name = f"{stage.name}-{self.format}-int8"
@@ -267,15 +314,15 @@ class Chain:
             trial = self.folder / "trial"
             trial.mkdir(parents=True)
             try:
-                file = make(trial / whole.name, ())
-                if method == "static" and self._score_of(file, stage) < limit:
-                    costs = sensitivity.sensitivity(whole, samples[:: max(1, len(samples) // SENSITIVITY_SAMPLES)])
+                made = make(trial, ())
+                if method == "static" and self._score_of(made, stage) < limit:
+                    costs = {name: cost for part in parts for name, cost in part.costs(samples).items()}
                     try:
                         held = sensitivity.hold(
-                            lambda keep: make(trial / whole.name, keep),
+                            lambda keep: make(trial, keep),
                             lambda made: self._score_of(made, stage),
                             limit,
-                            list(costs),
+                            sorted(costs, key=lambda name: -costs[name]),
                         )
                     except ScoreError as error:
                         raise ScoreError(
@@ -289,11 +336,25 @@ class Chain:
                 trial.rmdir()
         self._write(name, stage.place, change)
 
-    def _score_of(self, file: Path, stage: Stage) -> float:
-        """Of a network's file that is no artifact yet."""
-        record = artifacts.read(file.parent.parent / f"{stage.name}-{self.format}")
+    def _parts(self, stage: Stage) -> list[Part]:
+        """Of a network that was exported in float: one, or those that it has."""
+        folder = self.folder / f"{stage.name}-{self.format}"
+        record = artifacts.read(folder)
+        return [
+            Part(
+                name,
+                folder,
+                artifacts.network_files(self.format, name),
+                {spec.name for spec in record.part(name).inputs},
+            )
+            for name in record.parts or (WHOLE,)
+        ]
+
+    def _score_of(self, folder: Path, stage: Stage) -> float:
+        """Of a network's files that are no artifact yet."""
+        record = artifacts.read(folder.parent / f"{stage.name}-{self.format}")
         return self.score(
-            artifacts.open_network(file.parent, record.model_copy(update={"precision": self.quantized})), stage.place
+            artifacts.open_network(folder, record.model_copy(update={"precision": self.quantized})), stage.place
         )
 
     def _write(

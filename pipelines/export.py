@@ -17,10 +17,11 @@ from core.errors import ArtifactError, ConfigError, ParityError
 from core.evaluation.report import write_report
 from core.inference import artifact as artifacts
 from core.inference.departure import first_departure
-from core.inference.export import graph_of, write_network
+from core.inference.export import graphs_of, write_network
 from core.inference.model import config_of, network_of
 from core.inference.parity import Compared, Side, compare
-from core.inference.session import Precision, TorchSession
+from core.inference.parts import parts_of, torch_session
+from core.inference.session import Precision
 from core.run import Run
 from core.training.log import working
 from pipelines.model import Place, find, samples, size_of
@@ -118,7 +119,7 @@ def write_artifact(
     with artifacts.staged(target) as folder:
         artifacts.copy_run(place.path, folder, code={**place.code, "application": app.name})
         network = app.forms[form](network_of(app, place.path))
-        program = write_network(network, folder, format, precision=precision)
+        graphs = write_network(network, folder, format, precision=precision)
         notes = dict(change(folder, format)) if change else {}
         record = artifacts.Record(
             application=app.name,
@@ -129,9 +130,10 @@ def write_artifact(
             runtime=artifacts.runtime_version(format),
             inputs=network.inputs,
             outputs=network.outputs,
+            parts=artifacts.parts(parts_of(network)),
             notes=notes,
         )
-        compared = _compared(place, network, lambda: program, target.name, folder, record, data, split)
+        compared = _compared(place, network, lambda: graphs, target.name, folder, record, data, split)
         if not compared.report.passed or compared.metrics is None:
             raise ParityError(f"{target} was not written:\n{compared.report.text}")
         report = compared.report._replace(files={name: file.sha256 for name, file in artifacts.hashes(folder).items()})
@@ -160,7 +162,7 @@ def _checked(place: Place, path: Path, *, input: str | None, split: str) -> dict
     with working("both models on the same samples"):
         data, split = samples(place, config_of(app, place.path), input=input, split=split)
         compared = _compared(
-            place, network, lambda: graph_of(network, record.format), path.name, path, record, data, split
+            place, network, lambda: graphs_of(network, record.format), path.name, path, record, data, split
         )
     if not compared.report.passed:
         raise ParityError(compared.report.text)
@@ -170,22 +172,22 @@ def _checked(place: Place, path: Path, *, input: str | None, split: str) -> dict
 def _compared(
     place: Place,
     network: nn.Module,
-    graph: Callable[[], ExportedProgram],
+    graphs: Callable[[], Mapping[str, ExportedProgram]],
     name: str,
     folder: Path,
     record: artifacts.Record,
     data: Data,
     split: str,
 ) -> Compared:
-    """The artifact in a folder beside the network that it was made of; `graph` is asked for only where it departs."""
+    """The artifact in a folder beside the network that it was made of; `graphs` are asked for only where it departs."""
     app = place.app
 
     def located(arrays: Arrays) -> str:
-        return first_departure(graph(), folder, record, arrays, limit=app.limits[record.precision].tensor)
+        return first_departure(graphs(), folder, record, arrays, limit=app.limits[record.precision].tensor)
 
     return compare(
         app,
-        _side(app, place.name, place.path, TorchSession(network)),
+        _side(app, place.name, place.path, torch_session(network)),
         _side(app, name, folder, artifacts.open_network(folder, record)),
         data,
         split,

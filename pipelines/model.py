@@ -103,7 +103,11 @@ def open_model(
 
 def size_of(path: Path) -> int:
     """Bytes of a model's network: its weights, or the files that an artifact's runtime reads."""
-    from core.inference.artifact import NETWORK_FILES, read
+    from core.inference.artifact import network_files, read
+    from core.inference.parts import WHOLE
 
-    names = NETWORK_FILES[read(path).format] if is_artifact(path) else ("model.safetensors",)
+    names: tuple[str, ...] = ("model.safetensors",)
+    if is_artifact(path):
+        record = read(path)
+        names = tuple(name for part in record.parts or (WHOLE,) for name in network_files(record.format, part))
     return sum((path / name).stat().st_size for name in names)

@@ -19,7 +19,7 @@ from core.distributed.strategy import Strategy
 from core.errors import ConfigError
 from core.evaluation.report import write_report
 from core.inference.model import served
-from core.inference.session import TorchSession
+from core.inference.parts import torch_session
 from core.memory import peak_bytes
 from core.run import Run
 from core.training.checkpoint import Checkpointer
@@ -125,7 +125,7 @@ def finish(app: Application, run: Run, config: Any, data: Any, task: Any) -> Non
     constants = app.constants(config, data, task)
     run.write_json("constants.json", constants)
     run.write_weights(task.model)
-    predictor = app.predictor(config, constants, TorchSession(served(app, task.model)), version=run.path.name)
+    predictor = app.predictor(config, constants, torch_session(served(app, task.model)), version=run.path.name)
     evaluation = app.evaluate(predictor, data, "test")
     record = {
         **evaluation.record(),

@@ -15,7 +15,7 @@ from core.device import seed_everything
 from core.distributed.launch import launch
 from core.distributed.strategy import Strategy
 from core.inference.model import served
-from core.inference.session import TorchSession
+from core.inference.parts import torch_session
 from core.training.log import Log
 from core.training.loop import fit
 from verticals import APPLICATIONS, load
@@ -117,7 +117,7 @@ def test_the_predictor_and_its_session_keep_their_specs(name: str) -> None:
     assert json.loads(json.dumps(made, allow_nan=False)) == made
     network = app.model(config, made)
     network.load_state_dict(task.model.state_dict())  # type: ignore[union-attr,operator]
-    session = TorchSession(served(app, network))
+    session = torch_session(served(app, network))
     predictor = app.predictor(config, made, session, version="test")
     assert isinstance(predictor, Predictor)
     arrays = {

@@ -14,7 +14,7 @@ import hashlib
 import json
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -25,6 +25,7 @@ from pydantic import ValidationError
 from core.config import Config
 from core.contract import Session, TensorSpec
 from core.errors import ArtifactError, ConfigError
+from core.inference.parts import WHOLE, PartsSession
 from core.inference.session import Precision, SessionConfig
 
 LAYOUT = 1
@@ -38,7 +39,7 @@ NETWORK_FILES: Mapping[Format, tuple[str, ...]] = {
     "openvino": ("model.xml", "model.bin"),
     "tensorrt": ("model.engine",),
 }
-"""What holds the network; the first is what a runtime opens."""
+"""What holds the network; the first is what a runtime opens. Of a part of several, its name and a dot come before."""
 
 RUN_FILES = ("config.yaml", "constants.json", "data.json", "code.json")
 """What is taken over from the run as it is."""
@@ -61,6 +62,14 @@ class File(Config):
     bytes: int
 
 
+class Part(Config):
+    """One of several graphs."""
+
+    inputs: tuple[str, ...]
+    """Names among the record's."""
+    outputs: tuple[str, ...]
+
+
 class Record(Config):
     """`artifact.json`."""
 
@@ -76,12 +85,42 @@ class Record(Config):
     """Version of the runtime that parity was shown with."""
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+    parts: dict[str, Part] = {}
+    """Of a network that has several; else the one graph has all inputs and outputs."""
     notes: dict[str, Any] = {}
     """How it was compressed: calibration samples by class, layers left in float."""
     files: dict[str, File] = {}
     """Every file but `artifact.json`."""
     sha256: str = ""
     """Of `artifact.json` itself, written without this hash."""
+
+    def part(self, name: str) -> Record:
+        """The record of one part alone, with its own inputs and outputs; of `WHOLE` it is the record itself."""
+        if name == WHOLE:
+            return self
+        own = self.parts[name]
+        inputs = tuple(spec for spec in self.inputs if spec.name in own.inputs)
+        outputs = tuple(spec for spec in self.outputs if spec.name in own.outputs)
+        return self.model_copy(update={"inputs": inputs, "outputs": outputs, "parts": {}})
+
+    def part_of(self, arrays: Iterable[str]) -> str:
+        """Name of the part that takes arrays of these names."""
+        names = set(arrays)
+        return next((name for name, part in self.parts.items() if set(part.inputs) == names), WHOLE)
+
+
+def parts(networks: Mapping[str, Any]) -> dict[str, Part]:
+    """What a record says of a network's parts; nothing of one that has none."""
+    return {
+        name: Part(inputs=[spec.name for spec in network.inputs], outputs=[spec.name for spec in network.outputs])
+        for name, network in networks.items()
+        if name != WHOLE
+    }
+
+
+def network_files(format: Format, part: str) -> tuple[str, ...]:
+    """Names of the files of a part, or of the network as a whole."""
+    return tuple(f"{part}.{name}" if part else name for name in NETWORK_FILES[format])
 
 
 def check_format(format: str) -> Format:
@@ -250,22 +289,28 @@ def _other(path: Path, layout: Any) -> ArtifactError:
 
 
 def open_network(path: Path, record: Record, config: SessionConfig | None = None) -> Session:
-    """The artifact's network in its runtime, which is imported here and not before.
+    """The artifact's network in its runtime, which is imported here and not before; the parts of one that has some.
 
     Raises:
         ArtifactError: the network cannot be loaded.
         ConfigError: its runtime is not installed, or has no such device or precision.
     """
     runtime_version(record.format)
-    file = path / NETWORK_FILES[record.format][0]
-    specs = {"inputs": record.inputs, "outputs": record.outputs}
     config = config or SessionConfig()
+    if record.parts:
+        return PartsSession({name: _open(path, record.part(name), name, config) for name in record.parts})
+    return _open(path, record, WHOLE, config)
+
+
+def _open(path: Path, record: Record, part: str, config: SessionConfig) -> Session:
+    file = path / network_files(record.format, part)[0]
+    specs = {"inputs": record.inputs, "outputs": record.outputs}
     if record.format == "torch":
         from core.device import pick_device
         from core.inference.program import ExportedNetwork
         from core.inference.session import TorchSession
 
-        network = ExportedNetwork(path, **specs)
+        network = ExportedNetwork(path, files=network_files("torch", part), **specs)
         return TorchSession(network, device=pick_device(config.device), precision=record.precision)
     if record.format == "onnx":
         from core.inference.session_onnx import OnnxSession

@@ -14,7 +14,7 @@ from torch.export import ExportedProgram
 
 from core.contract import Arrays, TensorSpec
 from core.inference import program as programs
-from core.inference.artifact import NETWORK_FILES, Record
+from core.inference.artifact import Record, network_files
 from core.inference.export import WITHIN
 from core.inference.session import plain
 
@@ -47,23 +47,30 @@ class _Tap(torch.fx.Interpreter):
 
 
 def first_departure(
-    program: ExportedProgram, folder: Path, record: Record, arrays: Mapping[str, NDArray[Any]], *, limit: float
+    graphs: Mapping[str, ExportedProgram],
+    folder: Path,
+    record: Record,
+    arrays: Mapping[str, NDArray[Any]],
+    *,
+    limit: float,
 ) -> str:
     """Where, in words: the value, its module and source line, and the error there.
 
     Args:
-        program: the original's graph as `export.write_network` returned it.
+        graphs: the original's by part, as `export.write_network` returned them.
         folder: the artifact's.
         arrays: one call's inputs.
         limit: relative error from which on a value has departed.
     """
+    part = record.part_of(arrays)
+    program, record = graphs[part], record.part(part)
     true = _values_of(program, record.inputs, arrays)
     nodes = {node.name: node for node in program.graph.nodes}
     called = dict(zip(program.graph_signature.user_outputs, (spec.name for spec in record.outputs), strict=True))
     called |= {spec.name: spec.name + WITHIN for spec in (*record.inputs, *record.outputs) if spec.name not in called}
     if record.format == "torch":
         called = {}
-    given = _values_in(folder, record, arrays, {called.get(name, name) for name in true})
+    given = _values_in(folder, part, record, arrays, {called.get(name, name) for name in true})
     compared = 0
     for name in true:  # in the graph's order
         there = called.get(name, name)
@@ -87,10 +94,11 @@ def _values_of(program: ExportedProgram, inputs: tuple[TensorSpec, ...], arrays:
     return tap.values
 
 
-def _values_in(folder: Path, record: Record, arrays: Mapping[str, NDArray[Any]], names: set[str]) -> Arrays:
+def _values_in(folder: Path, part: str, record: Record, arrays: Mapping[str, NDArray[Any]], names: set[str]) -> Arrays:
+    files = network_files(record.format, part)
     if record.format == "torch":
-        return _values_of(programs.load(folder), record.inputs, arrays)
-    file = folder / NETWORK_FILES[record.format][0]
+        return _values_of(programs.load(folder, files), record.inputs, arrays)
+    file = folder / files[0]
     feed = {name: plain(array) for name, array in arrays.items()}
     if record.format == "onnx":
         return _onnx_values(file, feed, names)

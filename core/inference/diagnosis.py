@@ -162,7 +162,11 @@ def exchanged(
 ) -> list[tuple[str, str]]:
     """Pairs of outputs, of the same shape, each of which is what the other should be."""
     whole = {
-        name: [np.concatenate([np.ravel(arrays[name]) for arrays in side]) for side in (true, given)] for name in names
+        name: [
+            np.concatenate([np.zeros(0), *(np.ravel(arrays[name]) for arrays in side if name in arrays)])
+            for side in (true, given)
+        ]
+        for name in names
     }
     pairs = []
     for place, one in enumerate(names):

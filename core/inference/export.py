@@ -9,7 +9,7 @@ import contextlib
 import io
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +19,8 @@ from torch.export import ExportedProgram
 from core.contract import TensorSpec
 from core.errors import ArtifactError
 from core.inference import program as programs
-from core.inference.artifact import NETWORK_FILES, Format
+from core.inference.artifact import Format, network_files
+from core.inference.parts import parts_of
 from core.inference.session import Precision
 
 if TYPE_CHECKING:
@@ -38,43 +39,56 @@ to be plain weights to become int8."""
 
 def write_network(
     network: nn.Module, folder: Path, format: Format, *, precision: Precision = "float32"
-) -> ExportedProgram:
-    """Writes the network's files (`NETWORK_FILES`) into the folder.
+) -> dict[str, ExportedProgram]:
+    """Writes the network's files (`artifact.network_files`) into the folder, those of each part where it has some.
 
     Args:
         network: a form of an application's network, with `inputs` and `outputs`.
         precision: what a TensorRT engine computes in; other formats hold float32 here.
 
     Returns:
-        The graph whose names the files keep.
+        By part the graph whose names the files keep.
 
     Raises:
         ArtifactError: the network cannot be exported; says why, and the line.
     """
+    return {
+        name: _write(part, folder, format, network_files(format, name), precision)
+        for name, part in parts_of(network).items()
+    }
+
+
+def _write(
+    network: nn.Module, folder: Path, format: Format, files: Sequence[str], precision: Precision
+) -> ExportedProgram:
     program = programs.trace(network)
     if format == "torch":
-        programs.save(program, folder)
+        programs.save(program, folder, files)
         return program
     made = to_onnx(program, network.inputs, network.outputs)  # type: ignore[arg-type]
     import onnx
 
-    path = folder / "model.onnx"
+    file = folder / files[0]
+    path = file.with_suffix(".onnx")
     onnx.save(made.proto, path)
     if format == "openvino":
-        to_openvino(path, folder / "model.xml")
+        to_openvino(path, file)
         path.unlink()
     elif format == "tensorrt":
         from core.inference.session_tensorrt import build_engine
 
         sizes: Mapping[str, Any] = getattr(network, "ranges", {})
-        file = folder / NETWORK_FILES[format][0]
         build_engine(path, file, inputs=network.inputs, precision=precision, sizes=sizes)  # type: ignore[arg-type]
         path.unlink()
     return made.program
 
 
-def graph_of(network: nn.Module, format: Format) -> ExportedProgram:
-    """The graph whose names `write_network` would keep; nothing is written."""
+def graphs_of(network: nn.Module, format: Format) -> dict[str, ExportedProgram]:
+    """What `write_network` would return; nothing is written."""
+    return {name: _graph_of(part, format) for name, part in parts_of(network).items()}
+
+
+def _graph_of(network: nn.Module, format: Format) -> ExportedProgram:
     program = programs.trace(network)
     return program if format == "torch" else to_onnx(program, network.inputs, network.outputs).program  # type: ignore[arg-type]
 

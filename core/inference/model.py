@@ -12,7 +12,8 @@ from core.contract import Application, Session
 from core.device import pick_device
 from core.errors import ArtifactError
 from core.inference import artifact
-from core.inference.session import SessionConfig, TorchSession
+from core.inference.parts import torch_session
+from core.inference.session import SessionConfig
 from core.nn.shapes import fit_to
 from core.run import Run, load_weights, read_weights
 
@@ -61,7 +62,7 @@ def session_of(
         return artifact.open_network(path, record, config)
     network = network_of(app, path)
     made = app.forms[form](network) if form else served(app, network)
-    return TorchSession(made, device=pick_device(config.device))
+    return torch_session(made, device=pick_device(config.device))
 
 
 def build(

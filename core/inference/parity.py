@@ -19,6 +19,7 @@ from core.errors import ArtifactError, VerticalsError
 from core.inference.departure import error_of
 from core.inference.diagnosis import changed, difference, exchanged, misread, turned, turned_labels
 from core.inference.layout import differing_layout
+from core.inference.parts import sessions_of
 from core.inference.recording import Recorder
 from core.inference.session import Precision
 
@@ -188,7 +189,8 @@ def _prepared(true: Recorder, given: Recorder, columns: list[str]) -> list[str]:
             )
             break
         both = sorted(true.calls.keys() & given.calls.keys())
-        pairs = [(true.calls[k].inputs[spec.name], given.calls[k].inputs[spec.name]) for k in both]
+        calls = [(true.calls[k].inputs, given.calls[k].inputs) for k in both]
+        pairs = [(a[spec.name], b[spec.name]) for a, b in calls if spec.name in a and spec.name in b]
         pairs = [(np.atleast_1d(a), np.atleast_1d(b)) for a, b in pairs]
         if not pairs:
             continue
@@ -211,7 +213,7 @@ def _turned(true: Recorder, given: Recorder, spec: TensorSpec) -> str | None:
     if len(spec.shape) < 4:
         return None
     sides = [
-        [channel for call in side.calls.values() for row in call.inputs[spec.name] for channel in row]
+        [channel for call in side.calls.values() for row in call.inputs.get(spec.name, ()) for channel in row]
         for side in (true, given)
     ]
     return turned(sides[0], sides[1])
@@ -231,6 +233,7 @@ def _tensors(true: Recorder, session: Session, limits: Limits) -> tuple[dict[str
             (
                 float(np.abs(call.outputs[name][np.isfinite(call.outputs[name])]).max(initial=0))
                 for call in true.calls.values()
+                if name in call.outputs
             ),
             default=0.0,
         )
@@ -239,8 +242,8 @@ def _tensors(true: Recorder, session: Session, limits: Limits) -> tuple[dict[str
     worst, largest = next(iter(true.calls.values())).inputs, -1.0
     for call in true.calls.values():
         results = session(call.inputs)
-        for name, row in rows.items():
-            a, b = call.outputs[name], results[name]
+        for name, a in call.outputs.items():
+            row, b = rows[name], results[name]
             own = float(np.abs(a[np.isfinite(a)]).max(initial=0))
             error = error_of(a, b)
             if np.isfinite(error):
@@ -271,13 +274,15 @@ def _session(
     )
     if swapped:
         return [f"network: outputs {a} and {b} are exchanged" for a, b in swapped]
-    if turned := misread(true.session, session, columns, tolerance=SAME):
-        return [f"network: it reads its inputs in another order: {turned}"]
+    given = sessions_of(session)
+    for name, part in sessions_of(true.session).items():
+        if turned := misread(part, given[name], columns, tolerance=SAME):
+            return [f"network: it reads its inputs in another order: {turned}"]
     where = f"; it {locate(worst)}" if locate else ""
     findings = []
     for name, row in over.items():
-        broken = sum(int((~np.isfinite(result[name])).sum()) for result in results)
-        total = sum(result[name].size for result in results)
+        values = [result[name] for result in results if name in result]
+        broken, total = sum(int((~np.isfinite(value)).sum()) for value in values), sum(value.size for value in values)
         what = (
             f"{broken} of {total} values are not finite: the range of its number type is exceeded"
             if broken

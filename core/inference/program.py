@@ -26,6 +26,9 @@ from torch.export import Dim, ExportedProgram
 from core.contract import TensorSpec
 from core.errors import ArtifactError
 
+FILES = ("model.safetensors", "program.json")
+"""Of the weights, and of the graph."""
+
 PARAMETER, BUFFER, CONSTANT = "parameter:", "buffer:", "constant:"
 """What names in the weights' file begin with; constants are the graph's own tensors."""
 
@@ -139,8 +142,8 @@ def _quiet() -> Iterator[_Fixed]:
             logger.propagate, logger.handlers = propagate, handlers
 
 
-def save(program: ExportedProgram, folder: Path) -> None:
-    """`program.json` and `model.safetensors`.
+def save(program: ExportedProgram, folder: Path, files: Sequence[str] = FILES) -> None:
+    """Weights and graph.
 
     Raises:
         ArtifactError: the graph calls what `load` would not let it call.
@@ -151,7 +154,8 @@ def save(program: ExportedProgram, folder: Path) -> None:
         warnings.simplefilter("ignore")
         graph = serialize(program).exported_program
     text = json.dumps(_trusted(json.loads(graph)), sort_keys=True)
-    (folder / "program.json").write_text(text, encoding="utf-8")
+    weights, graph_file = files
+    (folder / graph_file).write_text(text, encoding="utf-8")
     tensors = {
         (PARAMETER if isinstance(tensor, nn.Parameter) else BUFFER) + name: tensor
         for name, tensor in program.state_dict.items()
@@ -160,13 +164,13 @@ def save(program: ExportedProgram, folder: Path) -> None:
     try:
         save_file(
             {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()},
-            folder / "model.safetensors",
+            folder / weights,
         )
     except SafetensorError as error:  # a full disk, among others
-        raise OSError(f"{folder / 'model.safetensors'} cannot be written: {error}") from None
+        raise OSError(f"{folder / weights} cannot be written: {error}") from None
 
 
-def load(folder: Path) -> ExportedProgram:
+def load(folder: Path, files: Sequence[str] = FILES) -> ExportedProgram:
     """
     Raises:
         ArtifactError: a file is missing or damaged, or was made by a torch whose graphs this one does not read.
@@ -174,13 +178,13 @@ def load(folder: Path) -> ExportedProgram:
     from torch._export.serde.serialize import SerializedArtifact, deserialize
 
     try:
-        tensors = load_file(folder / "model.safetensors")
+        tensors = load_file(folder / files[0])
         named: dict[str, dict[str, Tensor]] = {PARAMETER: {}, BUFFER: {}, CONSTANT: {}}
         for name, tensor in tensors.items():
             kind, colon, rest = name.partition(":")
             named[kind + colon][rest] = nn.Parameter(tensor, False) if kind + colon == PARAMETER else tensor
         state = named[PARAMETER] | named[BUFFER]
-        graph = json.dumps(_trusted(json.loads((folder / "program.json").read_bytes()))).encode()
+        graph = json.dumps(_trusted(json.loads((folder / files[1]).read_bytes()))).encode()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             made: ExportedProgram = deserialize(SerializedArtifact(graph, state, named[CONSTANT], None))  # type: ignore[arg-type]
@@ -215,10 +219,17 @@ def _trusted(graph: Any) -> Any:
 class ExportedNetwork(nn.Module):
     """The graph of a directory as a network that a TorchSession runs."""
 
-    def __init__(self, folder: Path, *, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        inputs: Sequence[TensorSpec],
+        outputs: Sequence[TensorSpec],
+        files: Sequence[str] = FILES,
+    ) -> None:
         super().__init__()
         self.inputs, self.outputs = tuple(inputs), tuple(outputs)
-        self.graph = load(folder).module()
+        self.graph = load(folder, files).module()
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         results: tuple[Tensor, ...] = self.graph(*tensors)

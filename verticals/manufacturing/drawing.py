@@ -8,8 +8,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from core.data.pictures import Picture
 from verticals.manufacturing.boxes import Boxes
-from verticals.manufacturing.pictures import Picture
 
 COLOURS = (
     (230, 57, 70),

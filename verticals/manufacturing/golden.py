@@ -16,8 +16,8 @@ from pydantic import Field
 from scipy import fft
 
 from core.config import Config
+from core.data.pictures import LEAST_SIDE, Picture
 from core.errors import DataError
-from verticals.manufacturing.pictures import LEAST_SIDE, Picture
 
 COARSE = 1024
 """Longest side of the smaller picture, in pixels."""

@@ -15,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from core.data.pictures import suffix_of
 from core.durable.files import written
 from core.errors import DataError
 from verticals.manufacturing.boxes import boxes_of
@@ -22,7 +23,6 @@ from verticals.manufacturing.drawing import as_png
 from verticals.manufacturing.golden import shifted
 from verticals.manufacturing.pcb.boards import Board, Listed
 from verticals.manufacturing.pcb.formats import coco
-from verticals.manufacturing.pictures import suffix_of
 from verticals.manufacturing.products import Products
 from verticals.manufacturing.results import Kept, Results
 

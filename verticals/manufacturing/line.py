@@ -17,6 +17,7 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from core.data.pictures import Picture, read_picture
 from core.durable.files import flush_tree, remove, written
 from core.durable.jobs import Job, Jobs
 from core.durable.worker import Worker, log_withheld, pause
@@ -27,7 +28,6 @@ from verticals.manufacturing.drawing import annotated, as_png
 from verticals.manufacturing.judged import write_judged
 from verticals.manufacturing.pcb.answers import record_of
 from verticals.manufacturing.pcb.predictor import Inspection, PcbPredictor, Request
-from verticals.manufacturing.pictures import Picture, read_picture
 from verticals.manufacturing.products import Product, Products, UnknownPart
 from verticals.manufacturing.results import (
     ABORTED,

@@ -16,9 +16,9 @@ from pathlib import Path
 
 import cv2
 
+from core.data.pictures import Picture, read_picture
 from core.durable.files import flush, flush_tree, remove, written
 from core.errors import ArtifactError, DataError
-from verticals.manufacturing.pictures import Picture, read_picture
 
 RECORD = "product.json"
 MOST_CACHED = 8

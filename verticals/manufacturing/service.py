@@ -29,9 +29,9 @@ from core.serving.uploads import Upload
 from verticals.manufacturing.settings import check_port, from_environment
 
 if TYPE_CHECKING:
+    from core.data.pictures import Picture
     from core.registry import Version
     from verticals.manufacturing.pcb.predictor import Inspection, PcbPredictor
-    from verticals.manufacturing.pictures import Picture
     from verticals.manufacturing.products import Product
     from verticals.manufacturing.results import Kept
 

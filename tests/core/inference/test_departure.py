@@ -20,7 +20,7 @@ from torch.export import ExportedProgram
 from core.contract import TensorSpec
 from core.inference import artifact
 from core.inference.departure import error_of, first_departure
-from core.inference.export import graph_of, to_openvino, write_network
+from core.inference.export import graphs_of, to_openvino, write_network
 from tests.core.inference.conftest import network_of, record_of
 
 FORMATS: tuple[artifact.Format, ...] = ("torch", "onnx", "openvino")
@@ -78,7 +78,7 @@ def files_of(format: artifact.Format) -> dict[str, bytes]:
 
 @functools.cache
 def program_of(format: artifact.Format) -> ExportedProgram:
-    return graph_of(network_of(Deep), format)
+    return graphs_of(network_of(Deep), format)
 
 
 def planted(folder: Path, format: artifact.Format, name: str, change: Callable[[Any], Any]) -> None:

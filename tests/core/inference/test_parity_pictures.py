@@ -41,9 +41,9 @@ def compared(
         inputs=PictureNet.inputs,
         outputs=PictureNet.outputs,
     )
-    from core.inference.export import graph_of
+    from core.inference.export import graphs_of
 
-    program = graph_of(original, format)
+    program = graphs_of(original, format)
     return compare(
         APPLICATION,
         Side("original", PictureConfig(), CONSTANTS, TorchSession(original)),

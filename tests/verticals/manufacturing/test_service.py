@@ -13,11 +13,11 @@ import httpx
 import numpy as np
 import pytest
 
+from core.data.pictures import Picture
 from tests.bento import Server
 from verticals.manufacturing.boxes import overlap
 from verticals.manufacturing.pcb.config import debug
 from verticals.manufacturing.pcb.synthetic import CLASSES, MadeBoard, make_board
-from verticals.manufacturing.pictures import Picture
 
 CONFIG = debug().data.synthetic.model_copy(update={"clean": 0.0})
 

@@ -15,9 +15,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+from core.data.pictures import SUFFIXES
 from core.durable.worker import log_withheld
 from core.errors import Unavailable, VerticalsError
-from verticals.manufacturing.pictures import SUFFIXES
 
 LOOK_SECONDS = 0.1
 RETRY_SECONDS = 2.0

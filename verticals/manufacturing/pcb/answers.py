@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from core.contract import Estimate
+from core.data.pictures import SUFFIXES, header_of, picture_bytes, read_picture
 from core.durable.files import written
 from core.errors import CapacityError, DataError
 from core.memory import resident_bytes
@@ -18,7 +19,6 @@ from verticals.manufacturing.drawing import annotated, as_png, gallery
 from verticals.manufacturing.pcb.boards import file_stems, picture_of, pictures_below
 from verticals.manufacturing.pcb.config import PcbConfig
 from verticals.manufacturing.pcb.predictor import Inspection, PcbPredictor, Request
-from verticals.manufacturing.pictures import SUFFIXES, header_of, picture_bytes, read_picture
 
 TEST, TEMP = "_test", "_temp"
 """Ends of the names of a board and its golden one, in DeepPCB's layout."""

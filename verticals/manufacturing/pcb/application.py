@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from core.contract import Application, Arrays, Limits, Session
+from core.data.pictures import read_picture
 from core.errors import DataError, LeakError
 from core.inference.session import TorchSession
 from verticals.manufacturing.pcb.answers import cost, predict
@@ -21,7 +22,6 @@ from verticals.manufacturing.pcb.model import STRIDES, PcbDetector, TileForm
 from verticals.manufacturing.pcb.predictor import PcbPredictor, Request
 from verticals.manufacturing.pcb.synthetic import SyntheticConfig, make_board, write_dataset
 from verticals.manufacturing.pcb.task import DetectionTask
-from verticals.manufacturing.pictures import read_picture
 from verticals.manufacturing.verdict import check_rules
 
 

@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from core.config import Config
+from core.data.pictures import Picture
 from verticals.manufacturing.boxes import Boxes
 from verticals.manufacturing.golden import shifted
-from verticals.manufacturing.pictures import Picture
 
 
 class AugmentConfig(Config):

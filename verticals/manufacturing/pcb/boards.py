@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from core.data.pictures import SUFFIXES, header_of
 from core.errors import DataError
 from verticals.manufacturing.boxes import Boxes, boxes_of
-from verticals.manufacturing.pictures import SUFFIXES, header_of
 
 SLACK = 2.0
 """Pixels by which a drawn box may leave its picture: that much of it is cut off in silence, more is an error."""

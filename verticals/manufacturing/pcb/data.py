@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from core.data.ahead import ahead
+from core.data.pictures import Picture, read_picture
 from core.errors import ConfigError, DataError
 from verticals.manufacturing.boxes import Boxes
 from verticals.manufacturing.pcb.augment import augmented
@@ -24,7 +25,6 @@ from verticals.manufacturing.pcb.config import DataConfig, PcbConfig
 from verticals.manufacturing.pcb.dataset import Dataset
 from verticals.manufacturing.pcb.synthetic import write_dataset
 from verticals.manufacturing.pcb.task import Batch
-from verticals.manufacturing.pictures import Picture, read_picture
 
 JITTER = 0.35
 """Largest distance from a tile's middle to the defect it is drawn around, in sides."""

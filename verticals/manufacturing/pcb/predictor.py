@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from core.contract import Arrays, Estimate, Session
+from core.data.pictures import Picture
 from core.data.tiling import Tile, tiles
 from core.errors import CapacityError, DataError
 from core.inference.session import stream
@@ -20,7 +21,6 @@ from verticals.manufacturing.boxes import NONE, Boxes, suppressed
 from verticals.manufacturing.golden import align, differences
 from verticals.manufacturing.merge import merge
 from verticals.manufacturing.pcb.config import PcbConfig
-from verticals.manufacturing.pictures import Picture
 from verticals.manufacturing.verdict import Verdict, check_rules, counts, verdict_of
 
 MOST_PER_TILE = 300

@@ -19,11 +19,11 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from core.config import Config
+from core.data.pictures import Picture
 from core.errors import DataError
 from verticals.manufacturing.boxes import Boxes, boxes_of
 from verticals.manufacturing.pcb.boards import Board, Listed
 from verticals.manufacturing.pcb.formats import coco
-from verticals.manufacturing.pictures import Picture
 
 CLASSES = ("open", "short", "mousebite", "spur", "copper", "pin-hole")
 MARGIN = 3

@@ -47,7 +47,7 @@ def test_one_odd_picture_loses_no_other(tmp_path: Path, monkeypatch: pytest.Monk
     assert cost(model, model.config, str(images)).bytes > 9000 * 9000
     monkeypatch.setenv("VERTICALS_MEMORY_GB", "0.01")
     with pytest.MonkeyPatch.context() as patch:  # only the large one needs more than there is
-        patch.setattr("verticals.manufacturing.pictures.memory_limit", lambda: 1e12)
+        patch.setattr("core.data.pictures.memory_limit", lambda: 1e12)
         patch.setattr("verticals.manufacturing.pcb.predictor.memory_limit", lambda: 4e9)
         patch.setattr("verticals.manufacturing.pcb.predictor.BYTES_PER_PIXEL", 100)
         rows = answered(images, tmp_path / "answer")

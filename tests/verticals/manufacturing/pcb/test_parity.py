@@ -13,7 +13,7 @@ import pytest
 from core.contract import Application
 from core.inference.artifact import Record, runtime_version
 from core.inference.departure import first_departure
-from core.inference.export import graph_of, write_network
+from core.inference.export import graphs_of, write_network
 from core.inference.model import config_of, network_of
 from core.inference.parity import Report, Side, compare
 from core.inference.session import TorchSession
@@ -72,7 +72,7 @@ def compared(
         Side("original", config, constants, TorchSession(true)),
         Side(ARTIFACT, config, constants, open_network(folder, record)),
     )
-    program, limit = graph_of(true, "onnx"), app.limits["float32"].tensor
+    program, limit = graphs_of(true, "onnx"), app.limits["float32"].tensor
 
     def locate(arrays: Any) -> str:
         return first_departure(program, folder, record, arrays, limit=limit)

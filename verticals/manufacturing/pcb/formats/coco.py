@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from core.data.text import rough_text, text_of
 from core.errors import DataError
 from verticals.manufacturing.pcb.boards import (
     Board,
@@ -19,7 +20,6 @@ from verticals.manufacturing.pcb.boards import (
     template_of,
     with_stems,
 )
-from verticals.manufacturing.pcb.formats.text import rough_text, text_of
 
 SIDES = {"train": "train", "val": "validation", "test": "test"}
 """Words in a file's or its folder's name, and the side."""

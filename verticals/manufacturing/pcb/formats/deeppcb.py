@@ -12,11 +12,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from core.data.pictures import SUFFIXES
+from core.data.text import entries_of, lines_of, rough_text
 from core.errors import DataError
 from verticals.manufacturing.boxes import Boxes
 from verticals.manufacturing.pcb.boards import Board, Listed, drawn, file_stems, only_names, size_of, with_stems
-from verticals.manufacturing.pcb.formats.text import entries_of, lines_of, rough_text
-from verticals.manufacturing.pictures import SUFFIXES
 
 CLASSES = ("open", "short", "mousebite", "spur", "copper", "pin-hole")
 """By type, from 1 on."""

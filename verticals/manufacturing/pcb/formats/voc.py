@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from xml.etree import ElementTree
 from xml.parsers import expat
 
+from core.data.text import entries_of
 from core.errors import DataError
 from verticals.manufacturing.pcb.boards import (
     Board,
@@ -23,7 +24,6 @@ from verticals.manufacturing.pcb.boards import (
     template_of,
     with_stems,
 )
-from verticals.manufacturing.pcb.formats.text import entries_of
 
 FOLDER = "annotations"
 PICTURES = ("JPEGImages", "images")

@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from core.data.text import entries_of, lines_of, text_of
 from core.errors import DataError
 from verticals.manufacturing.boxes import NONE, Boxes
 from verticals.manufacturing.pcb.boards import (
@@ -25,7 +26,6 @@ from verticals.manufacturing.pcb.boards import (
     template_of,
     with_stems,
 )
-from verticals.manufacturing.pcb.formats.text import entries_of, lines_of, text_of
 
 SIDES = {"train": "train", "val": "validation", "valid": "validation", "test": "test"}
 FILE = "data.yaml"

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
+from core.data.pictures import header_of, read_picture
 from core.errors import CapacityError, DataError
-from verticals.manufacturing.pictures import header_of, read_picture
 
 RANDOM = np.random.default_rng(0)
 GREY = RANDOM.integers(0, 256, (40, 60), np.uint8)

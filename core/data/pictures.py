@@ -1,4 +1,4 @@
-"""Pictures of boards, from files as cameras and people leave them, to uint8 [Y, X, C]; refused by name where that cannot be done.
+"""Pictures, from files as cameras and people leave them, to uint8 [Y, X, C]; refused by name where that cannot be done.
 
 8 and 16 bit, grey and colour, one bit, palettes, CMYK: PNG, JPEG, TIFF, BMP, WebP, GIF. Values of 16 bit are scaled by `white`.
 """
@@ -29,7 +29,7 @@ Picture = NDArray[np.uint8]
 FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "WEBP", "GIF")
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".gif")
 LEAST_SIDE = 16
-"""Pixels: what is smaller is no board."""
+"""Pixels: what is smaller shows nothing."""
 BYTES_PER_VALUE = 3
 """Held while a picture is decoded, for each value of it: the file's own pixels, the turned ones, the array."""
 
@@ -78,20 +78,28 @@ def suffix_of(source: Path | bytes) -> str:
         return f".{str(found.image.format).lower()}"
 
 
-def read_picture(source: Path | bytes, *, num_channels: int, white: int = 65535, name: str = "") -> Picture:
+def read_picture(
+    source: Path | bytes, *, num_channels: int, white: int = 65535, name: str = "", most_pixels: int | None = None
+) -> Picture:
     """The picture, in grey or in colour whatever the file is in.
 
     Args:
         num_channels: 1 or 3.
         white: value of 16-bit files that is white: 4095 for a camera of 12 bits.
+        most_pixels: that are decoded; as many as memory holds where None.
         name: what errors call it; a path's own where left out.
 
     Raises:
         DataError: it is no picture, is damaged, or shows several.
-        CapacityError: it needs more memory than there is; nothing was decoded.
+        CapacityError: it has more pixels, or needs more memory than there is; nothing was decoded.
     """
     with opened(source, name=name) as found:
         name = name or _name(source)
+        if most_pixels is not None and found.header.width * found.header.height > most_pixels:
+            raise CapacityError(
+                f"{name} has {found.header.width:,} x {found.header.height:,} pixels; allowed are {most_pixels / 1e6:g} million: "
+                "make it smaller"
+            )
         needed = resident_bytes() + picture_bytes(found.header, num_channels)
         if needed > (limit := memory_limit()):
             raise CapacityError(

@@ -1,0 +1,362 @@
+"""The index: embeddings with ids and metadata, searched while they are added, replaced and deleted.
+
+One folder: `index.db` is the list and says what counts; `vectors-N.f32` holds the embeddings, a row each, and `details-N.f16` what a
+matching head looks at. Rows are written first and count from the moment that the list is committed: after `kill -9`, or on a full
+disk, the index is the old one or the new one. Where many rows are deleted the rest move together, into files N + 1.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from core.durable.database import Database
+from core.errors import Conflict, DataError
+from verticals.multimodal.exact import search
+from verticals.multimodal.rows import Rows
+
+LAYOUT = "index 1"
+TABLES = """
+CREATE TABLE head (model TEXT NOT NULL, width INTEGER NOT NULL, detail_width INTEGER NOT NULL, generation INTEGER NOT NULL,
+                   rows INTEGER NOT NULL) STRICT;
+CREATE TABLE item (key INTEGER PRIMARY KEY AUTOINCREMENT, row INTEGER NOT NULL UNIQUE, id TEXT NOT NULL UNIQUE,
+                   metadata TEXT NOT NULL, thumbnail BLOB) STRICT
+"""
+LONGEST_ID = 200
+MOST_METADATA = 10_000
+"""Characters of an item's metadata, as JSON."""
+LEAST_DELETED = 1_000
+"""Deleted rows from which on, where they are `DELETED_SHARE` of all, the rest move together."""
+DELETED_SHARE = 0.2
+BLOCK = 8_192
+"""Rows that move at a time."""
+PARAMETERS = 500
+"""Values of one SQL query."""
+
+
+class UnknownItem(DataError):
+    """No item has this id."""
+
+    def __init__(self, id: str) -> None:
+        super().__init__(f"the id {id[:LONGEST_ID]!r} is not in the index")
+
+
+class OtherModel(Conflict):
+    """The index holds embeddings of another model than asks."""
+
+    def __init__(self, indexed: str, asked: str) -> None:
+        super().__init__(
+            f"the index was made by model {indexed}, this is {asked}: their embeddings cannot be compared; index the pictures "
+            "again with this model",
+            indexed=indexed,
+        )
+
+
+class Item(NamedTuple):
+    """What is indexed."""
+
+    id: str
+    vector: NDArray[np.float32]
+    """[D] of length 1."""
+    metadata: Mapping[str, Any] = {}
+    detail: NDArray[np.float16] | None = None
+    """[E] what the matching head needs of it."""
+    thumbnail: bytes | None = None
+    """JPEG."""
+
+
+class Hit(NamedTuple):
+    """An item that was found."""
+
+    id: str
+    metadata: dict[str, Any]
+    score: float
+    detail: NDArray[np.float16] | None
+
+
+class _State(NamedTuple):
+    """What searches see: it is replaced as a whole."""
+
+    vectors: NDArray[np.float32]
+    """[N, D]"""
+    details: NDArray[np.float16] | None
+    """[N, E]"""
+    keys: NDArray[np.int64]
+    """[N] of the list: a row may move, a key stays. 0 where the item is deleted."""
+    is_there: NDArray[np.bool_]
+    """[N]"""
+    num_items: int
+
+
+class Index:
+    """Any thread may call; one process writes."""
+
+    def __init__(self, folder: Path, *, model: str, width: int, detail_width: int = 0) -> None:
+        """
+        Args:
+            model: version whose embeddings these are, of a new index.
+            width: of an embedding.
+            detail_width: of an item's detail; 0 keeps none.
+
+        Raises:
+            ArtifactError: the index is damaged, or another process writes it.
+            OtherModel: it exists, and is another model's.
+            Unavailable: the disk is full.
+        """
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._folder, self._lock = folder, threading.Lock()
+        self._list = Database(folder / "index.db", schema=TABLES, layout=LAYOUT)
+        try:
+            if not self._list.rows("SELECT 1 FROM head"):
+                with self._list.transaction() as cursor:
+                    cursor.execute("INSERT INTO head VALUES (?, ?, ?, 0, 0)", (model, width, detail_width))
+            ((self.model, self.width, self.detail_width, generation, rows),) = self._list.rows("SELECT * FROM head")
+            self._check(model)
+            self._files = _Files(folder, generation, self.width, self.detail_width)
+            self._remove_others()
+            keys = np.zeros(rows, np.int64)
+            listed = np.array(self._list.rows("SELECT row, key FROM item"), np.int64).reshape(-1, 2)
+            keys[listed[:, 0]] = listed[:, 1]
+            self._state = self._files.state(keys)
+            deleted = np.flatnonzero(keys == 0)
+            self._files.blank(deleted[self._state.vectors[deleted].any(axis=1)].tolist())  # a crash came before
+        except BaseException:
+            self._list.close()
+            raise
+
+    def __len__(self) -> int:
+        return self._state.num_items
+
+    def add(self, items: Iterable[Item], *, model: str, replace: bool = False) -> int:
+        """Adds items, all or none; when this returns they survive a power cut.
+
+        Args:
+            model: version that made the embeddings.
+            replace: whether an item takes the place of the one that has its id; else such an id is refused.
+
+        Returns:
+            How many took the place of others.
+
+        Raises:
+            OtherModel: the index holds another's embeddings.
+            Conflict: an id that is in the index.
+            DataError: an id that is none, or comes twice; metadata that is too long.
+            Unavailable: the disk is full.
+        """
+        given = list(items)
+        self._check(model)
+        records = [_record(item) for item in given]
+        if twice := _first_twice(item.id for item in given):
+            raise DataError(f"the id {twice!r} comes twice; give each picture an id of its own")
+        if not given:
+            return 0
+        with self._lock:
+            state = self._state
+            first = len(state.keys)
+            with self._list.transaction() as cursor:
+                known = self._known([item.id for item in given])
+                if known and not replace:
+                    id = next(iter(known))
+                    raise Conflict(f"the id {id!r} is in the index; ask for its replacement, or give another", id=id)
+                self._files.write(first, given)
+                cursor.executemany("DELETE FROM item WHERE row = ?", [(row,) for row in known.values()])
+                cursor.executemany(
+                    "INSERT INTO item (row, id, metadata, thumbnail) VALUES (?, ?, ?, ?)",
+                    [
+                        (first + place, item.id, record, item.thumbnail)
+                        for place, (item, record) in enumerate(zip(given, records, strict=True))
+                    ],
+                )
+                cursor.execute("UPDATE head SET rows = ?", (first + len(given),))
+                made = cursor.execute("SELECT key FROM item WHERE row >= ? ORDER BY row", (first,)).fetchall()
+            keys = np.concatenate([state.keys, np.array(made, np.int64).ravel()])
+            self._replace(keys, list(known.values()))
+        return len(known)
+
+    def delete(self, ids: Sequence[str]) -> None:
+        """Deletes items, all or none; their embeddings are overwritten.
+
+        Raises:
+            UnknownItem: an id that is not in the index.
+            Unavailable: the disk is full.
+        """
+        with self._lock:
+            with self._list.transaction() as cursor:
+                known = self._known(ids)
+                for id in ids:
+                    if id not in known:
+                        raise UnknownItem(id)
+                cursor.executemany("DELETE FROM item WHERE row = ?", [(row,) for row in known.values()])
+            self._replace(self._state.keys.copy(), list(known.values()))
+
+    def search(self, queries: NDArray[np.float32], num: int, *, model: str) -> list[list[Hit]]:
+        """The best items of each query [Q, D], the best first: their cosines, and what is kept of them.
+
+        Raises:
+            OtherModel: the index holds another's embeddings.
+        """
+        self._check(model)
+        state = self._state
+        found = search(state.vectors, queries, num, state.is_there)
+        kept = self._items_of(np.unique(state.keys[found.rows]).tolist())
+        return [
+            [
+                Hit(*kept[key], score, None if state.details is None else state.details[row])
+                for score, row, key in zip(scores, rows, state.keys[rows].tolist(), strict=True)
+                if key in kept  # else it was deleted meanwhile
+            ]
+            for scores, rows in zip(found.scores.tolist(), found.rows, strict=True)
+        ]
+
+    def get(self, id: str) -> Item:
+        """Raises UnknownItem."""
+        with self._lock:
+            rows = self._list.rows("SELECT row, metadata, thumbnail FROM item WHERE id = ?", (id,))
+            state = self._state
+        if not rows:
+            raise UnknownItem(id)
+        row, metadata, thumbnail = rows[0]
+        detail = None if state.details is None else np.array(state.details[row])
+        return Item(id, np.array(state.vectors[row]), json.loads(metadata), detail, thumbnail)
+
+    def ids(self, count: int, *, after: str = "") -> list[str]:
+        """Ids in alphabetical order, from the one after `after` on."""
+        return [id for (id,) in self._list.rows("SELECT id FROM item WHERE id > ? ORDER BY id LIMIT ?", (after, count))]
+
+    def close(self) -> None:
+        """Calls in other threads must have ended."""
+        self._files.close()
+        self._list.close()
+
+    def _check(self, model: str) -> None:
+        if model != self.model:
+            raise OtherModel(self.model, model)
+
+    def _known(self, ids: Sequence[str]) -> dict[str, int]:
+        """Rows of those ids that are in the index."""
+        found: dict[str, int] = {}
+        for first in range(0, len(ids), PARAMETERS):
+            part = ids[first : first + PARAMETERS]
+            marks = ",".join("?" * len(part))
+            found.update(self._list.rows(f"SELECT id, row FROM item WHERE id IN ({marks})", part))
+        return found
+
+    def _items_of(self, keys: Sequence[int]) -> dict[int, tuple[str, dict[str, Any]]]:
+        """Id and metadata by key."""
+        found: dict[int, tuple[str, dict[str, Any]]] = {}
+        for first in range(0, len(keys), PARAMETERS):
+            part = keys[first : first + PARAMETERS]
+            marks = ",".join("?" * len(part))
+            for key, id, metadata in self._list.rows(
+                f"SELECT key, id, metadata FROM item WHERE key IN ({marks})", part
+            ):
+                found[key] = id, json.loads(metadata)
+        return found
+
+    def _replace(self, keys: NDArray[np.int64], deleted: list[int]) -> None:
+        """What was committed is what is searched from now on."""
+        keys[deleted] = 0
+        self._state = self._files.state(keys)
+        self._files.blank(deleted)
+        self._tidy()
+
+    def _tidy(self) -> None:
+        """Moves the rows together where many are deleted."""
+        state = self._state
+        deleted = len(state.keys) - state.num_items
+        if deleted < max(LEAST_DELETED, DELETED_SHARE * len(state.keys)):
+            return
+        kept = np.flatnonzero(state.is_there)
+        made = _Files(self._folder, self._files.generation + 1, self.width, self.detail_width)
+        for first in range(0, len(kept), BLOCK):
+            made.copy(first, state, kept[first : first + BLOCK])
+        with self._list.transaction() as cursor:
+            moves = [(new, old) for new, old in enumerate(kept.tolist()) if new != old]
+            cursor.executemany("UPDATE item SET row = ? WHERE row = ?", moves)  # in order: the new place is always free
+            cursor.execute("UPDATE head SET generation = ?, rows = ?", (made.generation, len(kept)))
+        old, self._files = self._files, made
+        self._state = made.state(state.keys[kept])
+        old.close()
+        self._remove_others()
+
+    def _remove_others(self) -> None:
+        """Files of other generations: what a crash left, or what rows moved out of. Searches that began with them go on."""
+        for path in [*self._folder.glob("vectors-*"), *self._folder.glob("details-*")]:
+            if path not in self._files.paths:
+                path.unlink()
+
+
+class _Files:
+    """The files of one generation."""
+
+    def __init__(self, folder: Path, generation: int, width: int, detail_width: int) -> None:
+        self.generation = generation
+        self._vectors = Rows(folder / f"vectors-{generation}.f32", width=width, dtype=np.float32)
+        details = folder / f"details-{generation}.f16"
+        self._details = Rows(details, width=detail_width, dtype=np.float16) if detail_width else None
+
+    @property
+    def paths(self) -> list[Path]:
+        return [rows.path for rows in (self._vectors, self._details) if rows is not None]
+
+    def state(self, keys: NDArray[np.int64]) -> _State:
+        """What searches see of the first rows."""
+        details = self._details.view(len(keys)) if self._details is not None else None
+        there = keys > 0
+        return _State(self._vectors.view(len(keys)), details, keys, there, int(there.sum()))
+
+    def write(self, first: int, items: Sequence[Item]) -> None:
+        self._vectors.write(first, np.stack([item.vector for item in items]))
+        if self._details is not None:
+            blank = np.zeros(self._details.width, np.float16)
+            details = [blank if item.detail is None else item.detail for item in items]
+            self._details.write(first, np.stack(details))
+
+    def copy(self, first: int, state: _State, rows: NDArray[np.int64]) -> None:
+        """Puts rows of another generation here."""
+        self._vectors.write(first, state.vectors[rows])
+        if self._details is not None and state.details is not None:
+            self._details.write(first, state.details[rows])
+
+    def blank(self, rows: Iterable[int]) -> None:
+        """Overwrites deleted rows."""
+        for row in rows:
+            for file in (self._vectors, self._details):
+                if file is not None:
+                    file.write(row, np.zeros((1, file.width), file.dtype))
+
+    def close(self) -> None:
+        for file in (self._vectors, self._details):
+            if file is not None:
+                file.close()
+
+
+def _record(item: Item) -> str:
+    """The item's metadata as JSON. Raises DataError for an id that is none, or metadata that cannot be kept."""
+    if not item.id.strip() or len(item.id) > LONGEST_ID or not item.id.isprintable():
+        raise DataError(
+            f"{item.id[:LONGEST_ID]!r} is no id; allowed are up to {LONGEST_ID} printable characters, one of them no blank"
+        )
+    try:
+        text = json.dumps(dict(item.metadata), ensure_ascii=False, allow_nan=False)
+        text.encode()
+    except (TypeError, ValueError) as error:
+        raise DataError(f"the metadata of {item.id!r} is no JSON object ({error}); send it again") from None
+    if len(text) > MOST_METADATA:
+        raise DataError(f"the metadata of {item.id!r} has {len(text):,} characters; allowed are {MOST_METADATA:,}")
+    return text
+
+
+def _first_twice(ids: Iterable[str]) -> str | None:
+    seen: set[str] = set()
+    for id in ids:
+        if id in seen:
+            return id
+        seen.add(id)
+    return None
