@@ -156,13 +156,24 @@ def compare(
     drawn = _draw([ours, theirs], metrics, draws, seed)
     result = {}
     for column, (name, metric) in enumerate(metrics.items()):
-        difference = drawn[:, 0, column] - drawn[:, 1, column]
-        kept = difference[~np.isnan(difference)]
-        tail = min(int((kept <= 0).sum()), int((kept >= 0).sum()))
-        p_value = min(1.0, 2.0 * (tail + 1) / (len(kept) + 1)) if len(kept) else float("nan")
         point = _point(ours, metric) - _point(theirs, metric)
-        result[name] = Comparison(point, *interval(difference), p_value, draws)
+        result[name] = compared(point, drawn[:, 0, column] - drawn[:, 1, column])
     return result
+
+
+def compared(difference: float, drawn: Floats) -> Comparison:
+    """A difference, and what it was in each draw; draws in which it does not exist are left out."""
+    kept = drawn[~np.isnan(drawn)]
+    tail = min(int((kept <= 0).sum()), int((kept >= 0).sum()))
+    p_value = min(1.0, 2.0 * (tail + 1) / (len(kept) + 1)) if len(kept) else float("nan")
+    return Comparison(difference, *interval(drawn), p_value, len(drawn))
+
+
+def counts(num_groups: int, *, draws: int = 1000, seed: int = 0) -> Floats:
+    """[1 + draws, groups] ones, then how often each group was drawn."""
+    random = np.random.default_rng(seed)
+    drawn = random.multinomial(num_groups, np.full(num_groups, 1 / num_groups), size=draws)
+    return np.concatenate((np.ones((1, num_groups)), drawn))
 
 
 def _folds(folds: Scored | Sequence[Scored]) -> list[Scored]:

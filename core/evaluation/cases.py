@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from core.errors import DataError
-from core.evaluation.bootstrap import Comparison, Figure, Figures, interval
+from core.evaluation.bootstrap import Comparison, Figure, Figures, compared, counts, interval
 
 Scores = Mapping[str, ArrayLike]
 """Name -> [N] one score a case, NaN where it does not exist."""
@@ -25,11 +25,11 @@ def case_figures(scores: Scores, *, draws: int = 2000, seed: int = 0) -> Figures
         DataError: no case, or scores of different numbers of cases.
     """
     table = _table(scores)
-    counts = _counts(table.shape[1], draws, seed)
+    drawn = counts(table.shape[1], draws=draws, seed=seed)[1:]
     made = {}
     for name, row in zip(scores, table, strict=True):
         there = ~np.isnan(row)
-        low, high = interval(_means(row, counts))
+        low, high = interval(_means(row, drawn))
         made[name] = Figure(float(row[there].mean()) if there.any() else np.nan, low, high, len(row), int(there.sum()))
     return Figures(made, counted=("cases", "scored"))
 
@@ -45,15 +45,11 @@ def case_comparisons(first: Scores, second: Scores, *, draws: int = 2000, seed: 
     ours, theirs = _table(first), _table(second)
     if ours.shape != theirs.shape:
         raise DataError(f"{ours.shape[1]} cases against {theirs.shape[1]}; compare on the same cases")
-    counts = _counts(ours.shape[1], draws, seed)
+    drawn = counts(ours.shape[1], draws=draws, seed=seed)[1:]
     made = {}
     for name, row in zip(first, ours - theirs, strict=True):
         there = row[~np.isnan(row)]
-        drawn = _means(row, counts)
-        kept = drawn[~np.isnan(drawn)]
-        tail = min(int((kept <= 0).sum()), int((kept >= 0).sum()))
-        p_value = min(1.0, 2.0 * (tail + 1) / (len(kept) + 1)) if len(kept) else float("nan")
-        made[name] = Comparison(float(there.mean()) if len(there) else np.nan, *interval(drawn), p_value, draws)
+        made[name] = compared(float(there.mean()) if len(there) else np.nan, _means(row, drawn))
     return made
 
 
@@ -64,17 +60,11 @@ def _table(scores: Scores) -> NDArray[np.float64]:
     return np.stack(rows)
 
 
-def _counts(cases: int, draws: int, seed: int) -> NDArray[np.float64]:
-    """[draws, N] how often each case was drawn."""
-    random = np.random.default_rng(seed)
-    return random.multinomial(cases, np.full(cases, 1 / cases), size=draws).astype(np.float64)
-
-
-def _means(row: NDArray[np.float64], counts: NDArray[np.float64]) -> NDArray[np.float64]:
+def _means(row: NDArray[np.float64], drawn: NDArray[np.float64]) -> NDArray[np.float64]:
     """[draws] weighted means over the cases that have the score, NaN where none was drawn."""
     there = ~np.isnan(row)
-    weight = counts[:, there].sum(1)
-    total = counts[:, there] @ row[there]
-    means = np.full(len(counts), np.nan)
+    weight = drawn[:, there].sum(1)
+    total = drawn[:, there] @ row[there]
+    means = np.full(len(drawn), np.nan)
     np.divide(total, weight, out=means, where=weight > 0)
     return means

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from core.contract import Arrays
 from core.errors import DataError
-from core.evaluation.bootstrap import Figure, Figures, interval
+from core.evaluation.bootstrap import Figure, Figures, counts, interval
 from core.evaluation.report import Record, Section, Text, figures_table
 from verticals.manufacturing.boxes import Boxes, overlap
 from verticals.manufacturing.pcb.boards import Board
@@ -51,7 +51,7 @@ class Evaluation:
     @cached_property
     def weights(self) -> NDArray[np.float64]:
         """[1 + DRAWS, boards] how often each counts: once, then by draw."""
-        return weights_of(len(self.names))
+        return counts(len(self.names), draws=DRAWS)
 
     @cached_property
     def figures(self) -> Figures:
@@ -108,13 +108,6 @@ class Evaluation:
             Record("Code", dict(code)),
             Record("Configuration", yaml.safe_load(config)),
         ]
-
-
-def weights_of(num_boards: int, *, draws: int = DRAWS, seed: int = 0) -> NDArray[np.float64]:
-    """[1 + draws, boards] ones, then how often each board was drawn."""
-    random = np.random.default_rng(seed)
-    drawn = random.multinomial(num_boards, np.full(num_boards, 1 / num_boards), size=draws)
-    return np.concatenate((np.ones((1, num_boards)), drawn))
 
 
 def _figures(self: Evaluation, chosen: NDArray[np.bool_], suffix: str) -> dict[str, Figure]:
