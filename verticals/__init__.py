@@ -12,6 +12,7 @@ APPLICATIONS = {
     "finance.fraud": "card fraud: a score, a decision and its reasons for every transaction",
     "manufacturing.pcb": "PCB inspection: small defects on large boards, boxes and a verdict, on a line's PC without a GPU",
     "medical.ct": "CT segmentation: a mask of organs in patient space, DICOM in, DICOM SEG out, in bounded memory",
+    "multimodal.retrieval": "retrieval: find the image by its words, the words by its image",
 }
 """Name -> one line. The name is also the module below `verticals`."""
 

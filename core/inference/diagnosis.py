@@ -22,6 +22,10 @@ MOST_TURNED = 16
 """Pictures or windows that are looked for among the others, in every turn."""
 
 
+SHORT = 60
+"""Characters of a value that are told."""
+
+
 def changed(true: Any, given: Any) -> list[str]:
     """Where two nested records differ: `pipeline.transforms.0.mean.3 is 0.5, the original has 0.3`."""
     lines = list(_changed(true, given, ""))
@@ -38,6 +42,12 @@ def _changed(true: Any, given: Any, path: str) -> Iterator[str]:
             yield from _changed(a, b, f"{path}.{place}")
     elif _is_list(true) and _is_list(given):
         yield f"{path} has {len(given)} entries, the original has {len(true)}"
+    elif true != given and isinstance(true, str) and isinstance(given, str) and min(len(true), len(given)) > SHORT:
+        place = next(
+            (at for at, (a, b) in enumerate(zip(true, given, strict=False)) if a != b), min(len(true), len(given))
+        )
+        a, b = (_short(text[place : place + SHORT]) for text in (true, given))
+        yield f"{path} differs from character {place} on: {b}, the original has {a}"
     elif true != given and not (true != true and given != given):
         yield f"{path} is {_short(given)}, the original has {_short(true)}"
 
@@ -48,7 +58,7 @@ def _is_list(value: Any) -> bool:
 
 def _short(value: Any) -> str:
     text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
+    return text if len(text) <= SHORT else text[: SHORT - 3] + "..."
 
 
 def difference(true: NDArray[Any], given: NDArray[Any], columns: Sequence[str] = (), *, tolerance: float) -> str:

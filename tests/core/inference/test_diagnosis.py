@@ -272,3 +272,11 @@ def test_many_changed_values_are_counted_after_the_first() -> None:
     lines = changed({"mean": list(range(10))}, {"mean": list(range(1, 11))})
     assert lines[0] == "mean.0 is 1, the original has 0"
     assert lines[4:] == ["and 6 further values differ"]
+
+
+def test_long_texts_that_differ_are_shown_where_they_do() -> None:
+    true = "x" * 500 + "here it is" + "y" * 500
+    (line,) = changed({"tokenizer": true}, {"tokenizer": true.replace("here", "Else")})
+    assert line.startswith("tokenizer differs from character 500 on: 'Else it is")
+    assert ", the original has 'here it is" in line
+    assert len(line) < 250

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from pydantic import Field
 
 from core.config import Config
 from core.training.loop import FitConfig
-from verticals.multimodal.retrieval.encoders import Pooling
+from core.training.optim import OptimConfig
 from verticals.multimodal.retrieval.heads import HeadConfig
+from verticals.multimodal.retrieval.model import ModelConfig, TextConfig, VisionConfig
 from verticals.multimodal.retrieval.synthetic import SyntheticConfig
 from verticals.multimodal.retrieval.task import LossConfig
-from verticals.multimodal.retrieval.weights import HUB, Preprocessing
+from verticals.multimodal.retrieval.weights import NONE, Preprocessing
 
 
 class DataConfig(Config):
@@ -26,48 +28,6 @@ class DataConfig(Config):
     """Of a picture; larger ones are refused."""
     synthetic: SyntheticConfig = SyntheticConfig()
     """What is made up where there is no source."""
-
-
-class VisionConfig(Config):
-    """The encoder of pictures."""
-
-    name: str = "resnet50"
-    """A network of timm or torchvision."""
-    weights: str = HUB
-    """`hub`, `none`, or a local path."""
-    preprocessing: Preprocessing | None = None
-    """How pictures are prepared, where the weights do not say it."""
-    classes: str = ""
-    """Names of the network's own classes: `imagenet`, or a text file with a name a line; empty leaves its classes out."""
-    frozen: bool = True
-    """Whether it stays as it is: then its features are made once."""
-
-
-class TextConfig(Config):
-    """The encoder of texts."""
-
-    name: str = "bert-base"
-    """A network of transformers."""
-    weights: str = HUB
-    """`hub`, `none`, or a local folder."""
-    architecture: dict[str, Any] = {}
-    """With `none`: settings of the network that differ from its kind's defaults."""
-    pooling: Pooling | None = None
-    """How words become a text, where the weights do not say it."""
-    most_tokens: int = Field(64, ge=4)
-    """That are read of a text."""
-    vocabulary: int = Field(2000, ge=16)
-    """With `none`: words of the tokenizer that is trained on the captions."""
-    frozen: bool = True
-    """Whether it stays as it is."""
-
-
-class ModelConfig(Config):
-    """The network."""
-
-    vision: VisionConfig = VisionConfig()
-    text: TextConfig = TextConfig()
-    heads: HeadConfig = HeadConfig()
 
 
 class SamplerConfig(Config):
@@ -101,3 +61,56 @@ class RetrievalConfig(Config):
     sampler: SamplerConfig = SamplerConfig()
     loss: LossConfig = LossConfig()
     fit: FitConfig = FitConfig()
+
+
+def debug() -> RetrievalConfig:
+    """A few seconds on one core: small pictures, two small networks that learn from nothing."""
+    return RetrievalConfig(
+        data=DataConfig(synthetic=SyntheticConfig(num_pictures=160, size=64, two=0.0, captions=2)),
+        model=ModelConfig(
+            vision=VisionConfig(
+                name="test_resnet",
+                weights=NONE,
+                preprocessing=Preprocessing(size=64, fit="squash", mean=(127.5, 127.5, 127.5), deviation=(64, 64, 64)),
+                frozen=False,
+            ),
+            text=TextConfig(
+                weights=NONE,
+                architecture={**SMALL_TEXT, "hidden_size": 64, "num_hidden_layers": 1},
+                vocabulary=120,
+                frozen=False,
+            ),
+            heads=HeadConfig(dropout=0.0, text_dropout=0.0),
+        ),
+        sampler=SamplerConfig(batch_size=16, captions=1),
+        fit=FitConfig(epochs=12, optim=OptimConfig(lr=3e-3, warmup=0.1)),
+    )
+
+
+def default() -> RetrievalConfig:
+    """Synthetic pictures, where no source is given; both networks learn from nothing."""
+    return debug()
+
+
+def frozen() -> RetrievalConfig:
+    """A user's pictures and captions on a laptop: encoders with the hub's weights stay as they are, heads learn in minutes."""
+    return RetrievalConfig(
+        model=ModelConfig(
+            vision=VisionConfig(name="resnet50", classes="imagenet"),
+            text=TextConfig(name="sentence-transformers/all-MiniLM-L6-v2"),
+            heads=HeadConfig(num=3),
+        ),
+        fit=FitConfig(epochs=30, optim=OptimConfig(lr=1e-3, weight_decay=0.05, warmup=0.1)),
+    )
+
+
+SMALL_TEXT: dict[str, Any] = {
+    "num_attention_heads": 4,
+    "intermediate_size": 128,
+    "max_position_embeddings": 64,
+    "hidden_dropout_prob": 0.0,
+    "attention_probs_dropout_prob": 0.0,
+}
+"""Of a network that is trained on few captions."""
+
+RECIPES: dict[str, Callable[[], RetrievalConfig]] = {"debug": debug, "default": default, "frozen": frozen}

@@ -116,6 +116,8 @@ class TextEncoder(nn.Module):
         """
         super().__init__()
         self.network = _language_network(pretrained, weights, architecture or {})
+        if getattr(self.network, "pooler", None) is not None:
+            self.network.pooler = None  # a layer that nothing here asks
         known = _pooling_of(weights)
         if known and pooling and known != pooling:
             raise ConfigError(f"weights {weights} were made with pooling {known!r}, the configuration says {pooling!r}")
@@ -210,7 +212,7 @@ def _network(name: str, weights: str) -> tuple[Any, Preprocessing | None]:
         return _torchvision(name.removeprefix(TORCHVISION), weights)
     network: Any
     if weights == HUB:
-        with _fetching(name):
+        with fetching(name):
             network = timm.create_model(name, pretrained=True)
     else:
         network = timm.create_model(name, pretrained=False)
@@ -229,7 +231,7 @@ def _torchvision(name: str, weights: str) -> tuple[nn.Module, Preprocessing | No
         )
     default: Any = models.get_model_weights(name).DEFAULT
     if weights == HUB:
-        with _fetching(name):
+        with fetching(name):
             network = models.get_model(name, weights=default)
     else:
         network = models.get_model(name, weights=None)
@@ -242,7 +244,7 @@ def _torchvision(name: str, weights: str) -> tuple[nn.Module, Preprocessing | No
     return network, sources.of_file(sources.resolve(weights))
 
 
-class _fetching:
+class fetching:
     """Tells of a hub that cannot be reached, or does not know the name."""
 
     def __init__(self, name: str) -> None:
@@ -272,7 +274,7 @@ def _language_network(name: str, weights: str, architecture: Mapping[str, Any]) 
             ) from None
         return AutoModel.from_config(config)  # type: ignore[no-untyped-call]
     if weights == HUB:
-        with _fetching(name):
+        with fetching(name):
             return AutoModel.from_pretrained("bert-base-uncased" if name == "bert-base" else name)
     folder = sources.resolve(weights)
     if not (folder / "config.json").is_file():

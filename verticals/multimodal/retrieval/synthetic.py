@@ -60,18 +60,18 @@ class Group(NamedTuple):
 
     colour: str
     shape: str
-    count: int
+    num: int
     place: str
 
     @property
     def words(self) -> str:
         """`two red circles`"""
-        article = "an" if self.count == 1 and self.colour == "orange" else COUNTS[self.count]
+        article = "an" if self.num == 1 and self.colour == "orange" else COUNTS[self.num]
         return f"{article} {self.colour} {self.plural}"
 
     @property
     def plural(self) -> str:
-        if self.count == 1:
+        if self.num == 1:
             return self.shape
         return f"{self.shape}es" if self.shape == "cross" else f"{self.shape}s"
 
@@ -107,7 +107,7 @@ def captions_of(scene: Scene, count: int, random: np.random.Generator) -> list[s
     turned = parts[::-1]
     texts = [
         f"{' and '.join(parts)}",
-        f"there {'is' if scene[-1].count == 1 else 'are'} {' and '.join(turned)}",
+        f"there {'is' if scene[-1].num == 1 else 'are'} {' and '.join(turned)}",
         f"a picture of {' with '.join(parts)}",
         f"at the {scene[0].place} {scene[0].words}"
         + (f", at the {scene[1].place} {scene[1].words}" if len(scene) > 1 else ""),
@@ -123,7 +123,7 @@ def draw(scene: Scene, size: int, random: np.random.Generator) -> Picture:
     pen = ImageDraw.Draw(image)
     for group in scene:
         across, down = PLACES[group.place]
-        for x, y, radius in _spots(group.count, fine / 2, random):
+        for x, y, radius in _spots(group.num, fine / 2, random):
             _shape(pen, group.shape, (across * fine / 2 + x, down * fine / 2 + y), radius, COLOURS[group.colour])
     return np.asarray(image.resize((size, size), Image.Resampling.LANCZOS), np.uint8)
 

@@ -1,0 +1,175 @@
+"""Retrieval as an `Application`: what the verbs, the tests and the service need to know of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from core.contract import Application, Arrays, Limits, Session
+from core.data.pictures import read_picture
+from core.errors import DataError, LeakError
+from core.inference.parts import torch_session
+from verticals.multimodal.retrieval.answers import cost, predict
+from verticals.multimodal.retrieval.config import RECIPES, RetrievalConfig
+from verticals.multimodal.retrieval.data import RetrievalData
+from verticals.multimodal.retrieval.dataset import Dataset
+from verticals.multimodal.retrieval.evaluation import evaluate
+from verticals.multimodal.retrieval.matching import fitted
+from verticals.multimodal.retrieval.model import (
+    RetrievalNet,
+    class_names,
+    constants_of,
+    network_of,
+    pair_form,
+)
+from verticals.multimodal.retrieval.predictor import Request, RetrievalPredictor
+from verticals.multimodal.retrieval.prepare import prepared
+from verticals.multimodal.retrieval.synthetic import SyntheticConfig, captions_of, draw, scenes, write_dataset
+from verticals.multimodal.retrieval.task import RetrievalTask
+
+PROMPT = "a photo of a {}"
+"""A class as a text."""
+
+
+def task(config: RetrievalConfig, data: RetrievalData) -> RetrievalTask:
+    """The network around the data's encoders, its space begun where texts and the words for classes are."""
+    encoders = data.encoders
+    network = RetrievalNet(encoders.vision, encoders.text, config.model)
+    if data.is_frozen:
+        with torch.inference_mode():
+            _begin(network, config, data)
+    return RetrievalTask(network, config.loss)
+
+
+def _begin(network: RetrievalNet, config: RetrievalConfig, data: RetrievalData) -> None:
+    """Where texts are on average, and the words for the classes that the vision encoder knows."""
+    network.heads.text.mean.copy_(data.read_captions.mean(0))
+    if not config.model.vision.classes:
+        return
+    names = class_names(config.model.vision.classes, network.vision.num_classes)
+    tokens = data.encoders.tokenizer([PROMPT.format(name) for name in names])
+    device = next(network.text.parameters()).device
+    words = network.text(torch.from_numpy(tokens.ids).to(device), torch.from_numpy(tokens.mask).to(device)).pooled.cpu()
+    picture = network.heads.picture
+    picture.class_words.copy_(words)
+    seen = torch.from_numpy(np.array(data.features.classes[:, 0], np.float32))
+    picture.class_mean.copy_(picture.words(seen).mean(0))
+
+
+def model(config: RetrievalConfig, made: Mapping[str, Any]) -> RetrievalNet:
+    """The network without weights."""
+    return network_of(config.model, made)
+
+
+def constants(config: RetrievalConfig, data: RetrievalData, task: RetrievalTask) -> dict[str, Any]:
+    """Preprocessing, tokenizer, and what cosine makes a pair, by the validation pictures."""
+    made = constants_of(data.encoders)
+    device = next(task.parameters()).device
+    predictor = RetrievalPredictor(config, made, torch_session(pair_form(task.model), device=device))
+    judged = evaluate(predictor, data, "validation")
+    return {**made, "match": fitted(judged.similarity, judged.owner)}
+
+
+def check(config: RetrievalConfig, source: str) -> dict[str, Any]:
+    """Reads a data set or a picture whole and says what is in it; raises DataError at the first fault."""
+    if Path(source).is_file() and Path(source).suffix.lower() not in (".csv", ".tsv", ".txt", ".tar"):
+        picture = read_picture(Path(source), num_channels=3, most_pixels=config.data.most_pixels)
+        text = f"{picture.shape[1]} x {picture.shape[0]} pixels, values {int(picture.min())} to {int(picture.max())}"
+        return {"shape": list(picture.shape), "text": text}
+    data = RetrievalData(config, Dataset.open(source, seed=config.data.split_seed).for_training())
+    for pair in data.samples("all"):
+        data.read(pair)
+    found = data.fingerprint
+    counts = ", ".join(f"{count} {side}" for side, count in found["pictures"].items())
+    total = sum(found["captions"].values())
+    text = f"{found['format']}: {counts} pictures; {total} captions of {found['words'] / total:.1f} words; sha256 {found['sha256'][:16]}"
+    return {**found, "text": text}
+
+
+def synthesize(config: RetrievalConfig, path: Path) -> dict[str, Any]:
+    """Writes synthetic captioned pictures into a new folder, in Flickr8k's layout."""
+    found = write_dataset(config.data.synthetic, path)
+    counts = ", ".join(f"{count} {side}" for side, count in found["pictures"].items())
+    return {"path": str(path), **found, "text": f"{path}: {counts} pictures, {found['captions']} captions"}
+
+
+def samples(config: RetrievalConfig, source: str) -> RetrievalData:
+    """All pairs of another data set, whatever its split.
+
+    Raises:
+        DataError: the first fault of the data set.
+        LeakError: it is the one that the model was trained on.
+    """
+    if any(Path(own).resolve() == Path(source).resolve() for own in config.data.sources):
+        raise LeakError(
+            f"{source} is the data set that the model was trained on; without -i its test pictures judge it, with -i another set"
+        )
+    return RetrievalData(config, Dataset.open(source, seed=config.data.split_seed))
+
+
+def calibration(
+    config: RetrievalConfig, constants: Mapping[str, Any], session: Session, data: RetrievalData, count: int
+) -> tuple[list[Arrays], dict[str, int]]:
+    """Validation pictures and captions, one a row: a row is the call of one part."""
+    predictor = RetrievalPredictor(config, constants, session)
+    pairs = data.samples("validation")[:count]
+    if len(pairs) < 2:
+        raise DataError(f"{len(pairs)} validation pictures; int8 is calibrated on two at least")
+    rows: list[Arrays] = [{"picture": prepared(data.read(pair), predictor.preprocessing)[None]} for pair in pairs]
+    for pair in pairs:
+        tokens = predictor.tokenizer(pair.captions[:1])
+        rows.append({"tokens": tokens.ids, "token_mask": tokens.mask})
+    return rows, {"picture": len(pairs), "text": len(pairs)}
+
+
+def example() -> Request:
+    """A small synthetic picture and its caption."""
+    (scene,) = scenes(SyntheticConfig(num_pictures=8))[:1]
+    random = np.random.default_rng(0)
+    return Request(draw(scene, 96, random), captions_of(scene, 1, random)[0])
+
+
+def _distillation(config: RetrievalConfig) -> torch.nn.Module:
+    from verticals.multimodal.retrieval.matching import SimilarityDistillation  # training only
+
+    return SimilarityDistillation()
+
+
+LIMITS = {
+    "float32": Limits(tensor=1e-3, answers={"found": 2e-2, "cosine": 1e-3}, figure="mean recall", drop=5e-3),
+    "bfloat16": Limits(tensor=0.1, answers={"found": 0.2, "cosine": 5e-2}, figure="mean recall", drop=1e-2),
+    "int8": Limits(tensor=0.6, answers={"found": 0.5, "cosine": 0.3}, figure="mean recall", drop=2e-2),
+    "int8-bfloat16": Limits(tensor=0.6, answers={"found": 0.5, "cosine": 0.3}, figure="mean recall", drop=2e-2),
+}
+"""Which picture is first may turn where two are nearly alike: the score of all is what binds."""
+
+APPLICATION = Application(
+    name="multimodal.retrieval",
+    title="image and text retrieval",
+    recipes=RECIPES,
+    data=RetrievalData,
+    task=task,
+    constants=constants,
+    model=model,
+    forms={"pair": pair_form},
+    whole=("heads", "vision", "text"),
+    distillation=_distillation,
+    limits=LIMITS,
+    calibration=calibration,
+    predictor=RetrievalPredictor,
+    has_threshold=False,
+    evaluate=evaluate,
+    samples=samples,
+    predict=predict,
+    cost=cost,
+    archive=None,
+    check=check,
+    synthesize=synthesize,
+    remember=None,
+    example=example,
+    card=Path(__file__).parent / "README.md",
+)

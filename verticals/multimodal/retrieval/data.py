@@ -1,0 +1,222 @@
+"""The application's data: captioned pictures by side, and batches of pairs.
+
+Of frozen encoders the features are made once; else pictures are decoded as they are needed. N picture, M caption.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import weakref
+from collections.abc import Iterator, Sequence
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from core.data.ahead import ahead
+from core.data.pictures import Picture, read_picture
+from core.errors import ConfigError, DataError
+from verticals.multimodal.retrieval.config import RetrievalConfig
+from verticals.multimodal.retrieval.dataset import Dataset
+from verticals.multimodal.retrieval.encoders import pool
+from verticals.multimodal.retrieval.features import Features, features_of
+from verticals.multimodal.retrieval.model import Encoders, encoders_of
+from verticals.multimodal.retrieval.pairs import Pair
+from verticals.multimodal.retrieval.prepare import WHOLE, View, prepared, random_view
+from verticals.multimodal.retrieval.sampler import PairSampler, nearest
+from verticals.multimodal.retrieval.synthetic import write_dataset
+from verticals.multimodal.retrieval.task import Batch, FeatureBatch, PixelBatch
+
+NEIGHBOURS = 32
+"""Look-alikes of a picture that are known."""
+WORDS = 512
+"""Numbers by which captions are compared where no text encoder is there to do it."""
+
+
+class RetrievalData:
+    """Pairs by split, and batches of them."""
+
+    def __init__(self, config: RetrievalConfig, dataset: Dataset | None = None) -> None:
+        """
+        Args:
+            dataset: to judge a model by; where None, the configuration's is opened, to train one.
+
+        Raises:
+            DataError: the first fault of the data set, or too few pictures.
+            LeakError: a picture on two sides of the split.
+        """
+        self.config = config
+        if dataset is not None:
+            self.dataset = dataset
+        elif config.data.sources:
+            self.dataset = Dataset.open(config.data.sources[0], seed=config.data.split_seed).for_training()
+        else:
+            made = tempfile.mkdtemp(prefix="synthetic-")
+            weakref.finalize(self, shutil.rmtree, made, ignore_errors=True)
+            write_dataset(config.data.synthetic, Path(made) / "synthetic")
+            self.dataset = Dataset.open(Path(made) / "synthetic")
+        self._pairs = self.dataset.sides.get("train", ())
+
+    @property
+    def fingerprint(self) -> dict[str, Any]:
+        """Reads every picture once."""
+        return self.dataset.fingerprint
+
+    @cached_property
+    def encoders(self) -> Encoders:
+        """The configuration's, with the weights that a training begins with. Raises ConfigError, ArtifactError."""
+        captions = [caption for pair in self._pairs for caption in pair.captions]
+        return encoders_of(self.config.model, captions, seed=self.config.fit.seed)
+
+    @property
+    def is_frozen(self) -> bool:
+        """Whether both encoders stay as they are."""
+        return self.config.model.vision.frozen and self.config.model.text.frozen
+
+    @cached_property
+    def features(self) -> Features:
+        """Of the training pictures. Raises DataError, Unavailable."""
+        sampler = self.config.sampler
+        views = [
+            [self._view(place, number) if sampler.views > 1 else WHOLE for number in range(sampler.views)]
+            for place in range(len(self._pairs))
+        ]
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return features_of(self._pairs, views, *self.encoders, folder=sampler.cache, device=device)
+
+    def num_batches(self, *, world_size: int, epoch: int) -> int:
+        """Raises ConfigError where a batch cannot be shared out evenly, DataError where there is none."""
+        size = self.config.sampler.batch_size
+        if size % world_size:
+            raise ConfigError(
+                f"a batch of {size} pictures over {world_size} processes; set sampler.batch_size to a multiple"
+            )
+        if len(self._pairs) < size:
+            raise DataError(
+                f"{len(self._pairs)} pictures to train on make no batch of {size}; lower sampler.batch_size, or give more"
+            )
+        return len(self._pairs) // size
+
+    def train(self, *, rank: int, world_size: int, epoch: int) -> Iterator[Batch]:
+        """This rank's part of each global batch: the ranks' parts one after the other are the batch."""
+        sampler = self.config.sampler
+        self.num_batches(world_size=world_size, epoch=epoch)
+        own = sampler.batch_size // world_size
+        make = self._features if self.is_frozen else self._pixels
+        tasks = (
+            partial(make, chosen[rank * own : (rank + 1) * own], epoch)
+            for chosen in self._sampler.batches(epoch, self.config.fit.epochs)
+        )
+        return ahead(tasks, num_workers=sampler.num_workers)
+
+    def samples(self, split: str) -> tuple[Pair, ...]:
+        """The pairs of `train`, `validation` or `test`; `all` are those of every side. Raises DataError."""
+        if split == "all":
+            return tuple(pair for pairs in self.dataset.sides.values() for pair in pairs)
+        return self.dataset.pairs(split)
+
+    def read(self, pair: Pair) -> Picture:
+        """[Y, X, 3] uint8. Raises DataError, CapacityError."""
+        return read_picture(pair.picture.read(), num_channels=3, name=pair.id, most_pixels=self.config.data.most_pixels)
+
+    @cached_property
+    def _sampler(self) -> PairSampler:
+        sampler = self.config.sampler
+        neighbours = np.empty((len(self._pairs), 0), np.int64)
+        if sampler.hard:
+            neighbours = nearest(self._said, NEIGHBOURS)
+        return PairSampler(neighbours, batch_size=sampler.batch_size, hard=sampler.hard, seed=sampler.seed)
+
+    @property
+    def _said(self) -> NDArray[np.float32]:
+        """[N, C] what is said of each picture, as a vector."""
+        if self.is_frozen:
+            read, starts = self.read_captions.numpy(), self._starts
+            return np.stack([read[starts[place] : starts[place + 1]].mean(0) for place in range(len(self._pairs))])
+        from sklearn.feature_extraction.text import HashingVectorizer
+
+        words = HashingVectorizer(n_features=WORDS, dtype=np.float32).fit_transform(
+            " ".join(pair.captions) for pair in self._pairs
+        )
+        return np.asarray(words.toarray(), np.float32)
+
+    @cached_property
+    def _starts(self) -> NDArray[np.int64]:
+        """[N + 1] place of each picture's first caption among all."""
+        return np.concatenate([[0], np.cumsum([len(pair.captions) for pair in self._pairs])])
+
+    @cached_property
+    def read_captions(self) -> torch.Tensor:
+        """[M, C] vectors of all captions, of a frozen encoder."""
+        features, pooling = self.features, self.encoders.text.pooling
+        parts = [
+            pool(
+                torch.from_numpy(features.words[first : first + 1024].astype(np.float32)),
+                torch.from_numpy(np.array(features.mask[first : first + 1024])),
+                pooling,
+            )
+            for first in range(0, len(features.words), 1024)
+        ]
+        return torch.cat(parts)
+
+    def _captions(self, chosen: Sequence[int], epoch: int) -> NDArray[np.int64]:
+        """[N, captions] places among all captions: some of each picture's, all of them in turn where it has fewer."""
+        most, made = self.config.sampler.captions, []
+        for place in chosen:
+            random = np.random.default_rng([self.config.sampler.seed, 2, epoch, place])
+            order = random.permutation(len(self._pairs[place].captions))
+            made.append(self._starts[place] + np.resize(order, most))
+        return np.array(made, np.int64)
+
+    def _features(self, chosen: NDArray[np.int64], epoch: int) -> FeatureBatch:
+        random = np.random.default_rng([self.config.sampler.seed, 3, epoch, int(chosen[0])])
+        views = random.integers(self.config.sampler.views, size=len(chosen))
+        captions = self._captions(chosen, epoch)
+        features = self.features
+        pooled, places, classes = (
+            torch.from_numpy(
+                np.stack([array[place, view] for place, view in zip(chosen, views, strict=True)]).astype(np.float32)
+            )
+            for array in (features.pooled, features.places, features.classes)
+        )
+        return FeatureBatch(
+            pooled,
+            places,
+            classes,
+            self.read_captions[torch.from_numpy(captions.ravel())],
+            *_owners(chosen, captions.shape[1]),
+        )
+
+    def _pixels(self, chosen: NDArray[np.int64], epoch: int) -> PixelBatch:
+        how = self.encoders.vision.preprocessing
+        pictures = np.stack(
+            [prepared(self.read(self._pairs[place]), how, self._view(place, epoch)) for place in chosen]
+        )
+        captions = self._captions(chosen, epoch)
+        texts = [
+            self._pairs[place].captions[caption - self._starts[place]]
+            for place, row in zip(chosen, captions, strict=True)
+            for caption in row
+        ]
+        tokens = self.encoders.tokenizer(texts)
+        return PixelBatch(
+            torch.from_numpy(pictures),
+            torch.from_numpy(tokens.ids),
+            torch.from_numpy(tokens.mask),
+            *_owners(chosen, captions.shape[1]),
+        )
+
+    def _view(self, place: int, number: int) -> View:
+        sampler = self.config.sampler
+        if sampler.least_area == 1 and not sampler.mirror:
+            return WHOLE
+        return random_view(sampler.least_area, sampler.mirror, np.random.default_rng([sampler.seed, 1, number, place]))
+
+
+def _owners(chosen: NDArray[np.int64], captions: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Numbers of the pictures, and of the captions' pictures."""
+    return torch.from_numpy(chosen.copy()), torch.from_numpy(np.repeat(chosen, captions))

@@ -1,0 +1,126 @@
+"""What is learned above the encoders: the common space of pictures and texts.
+
+The space is the text encoder's own to begin with: a text stays where it is, and is moved by what is learned. A picture begins where
+the words for its encoder's classes are. So little has to be learned from few captions.
+
+Legend: B picture, M text, P place, L word, K class, C channel, D numbers of an embedding.
+"""
+
+from __future__ import annotations
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from core.config import Config
+from verticals.multimodal.retrieval.encoders import VisionFeatures
+
+SOFTNESS = 2.0
+"""Classes' logits are divided by it before they are chances: a picture shows more than the likeliest."""
+PRIOR = 8.0
+"""Length of the words' part of a picture's embedding at the start, where the learned part has about 10."""
+
+
+class HeadConfig(Config):
+    """The common space."""
+
+    num: int = Field(1, ge=1, le=8)
+    """Heads that are trained side by side; an embedding is what all of them say."""
+    width: int = Field(0, ge=0)
+    """Numbers of a head's embedding; 0 takes the text encoder's channels, so that its space is the start."""
+    queries: int = Field(0, ge=0)
+    """Learned questions that look at places, beside the picture as a whole."""
+    dropout: float = Field(0.3, ge=0, lt=1)
+    """Of a picture's features."""
+    text_dropout: float = Field(0.1, ge=0, lt=1)
+    """Of a text's."""
+
+
+class PictureHead(nn.Module):
+    """A picture's features to its embedding."""
+
+    def __init__(
+        self, num_pooled: int, num_places: int, num_channels: int, num_classes: int, width: int, config: HeadConfig
+    ) -> None:
+        """
+        Args:
+            num_classes: whose words are known; 0 where the encoder's classes are no features.
+        """
+        super().__init__()
+        self.num_classes, self.queries = num_classes, config.queries
+        self.norm = nn.LayerNorm(num_pooled)
+        size = num_pooled + num_classes
+        if num_classes:
+            self.norm_classes = nn.LayerNorm(num_classes)
+            self.prior = nn.Parameter(torch.full((config.num,), PRIOR))
+            self.register_buffer("class_words", torch.zeros(num_classes, width))
+            self.register_buffer("class_mean", torch.zeros(width))
+        if config.queries:
+            self.norm_places = nn.LayerNorm(num_channels)
+            self.key = nn.Linear(num_channels, ATTENTION)
+            self.where = nn.Parameter(torch.zeros(num_places, ATTENTION))
+            self.query = nn.Parameter(torch.randn(config.queries, ATTENTION) * 0.05)
+            size += config.queries * num_channels
+        self.layers = nn.ModuleList(nn.Linear(size, width) for _ in range(config.num))
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, features: VisionFeatures) -> Tensor:
+        """-> [B, heads, D], each of length 1."""
+        parts = [self.norm(_spread(features.pooled))]
+        words: Tensor | None = None
+        if self.num_classes:
+            parts.append(self.norm_classes(_spread(features.classes)))
+            words = F.normalize(self.words(features.classes), dim=-1)
+        if self.queries:
+            places = self.norm_places(_spread(features.places))
+            weights = ((self.key(places) + self.where) @ self.query.T / ATTENTION**0.5).softmax(1)
+            parts.append((weights.transpose(1, 2) @ places).flatten(1))
+        whole = torch.cat(parts, 1)
+        made = [layer(self.dropout(whole)) for layer in self.layers]
+        if words is not None:
+            made = [one + weight * words for one, weight in zip(made, self.prior, strict=True)]
+        return F.normalize(torch.stack(made, 1), dim=-1)
+
+    def words(self, classes: Tensor) -> Tensor:
+        """[B, K] logits -> [B, D] the words for what is seen, by their chances, less those for all pictures."""
+        chances = (classes / SOFTNESS).softmax(-1)
+        found: Tensor = chances @ self.class_words - self.class_mean
+        return found
+
+
+ATTENTION = 128
+"""Channels in which a question is compared with places."""
+
+
+class TextHead(nn.Module):
+    """A text's vector to its embedding."""
+
+    def __init__(self, num_channels: int, width: int, config: HeadConfig) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(num_channels, width) for _ in range(config.num))
+        self.is_own_space = width == num_channels
+        if self.is_own_space:
+            for layer in self.layers:
+                nn.init.zeros_(layer.weight)
+                nn.init.zeros_(layer.bias)
+        self.register_buffer("mean", torch.zeros(num_channels))
+        self.dropout = nn.Dropout(config.text_dropout)
+
+    def forward(self, pooled: Tensor) -> Tensor:
+        """[M, C] -> [M, heads, D], each of length 1."""
+        text = pooled - self.mean
+        made = [layer(self.dropout(text)) for layer in self.layers]
+        if self.is_own_space:
+            made = [text + one for one in made]
+        return F.normalize(torch.stack(made, 1), dim=-1)
+
+
+def embedding(heads: Tensor) -> Tensor:
+    """[B, heads, D] -> [B, heads * D] of length 1: its cosine is the mean of the heads' cosines."""
+    return heads.flatten(1) / heads.shape[1] ** 0.5
+
+
+def _spread(features: Tensor) -> Tensor:
+    """Large values closer together: networks of pictures have few that are huge."""
+    return features.sign() * features.abs().log1p()

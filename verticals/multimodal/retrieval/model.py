@@ -1,0 +1,252 @@
+"""The network: two encoders and their heads. It ships whole, normalisation included, so that an artifact needs pixels and tokens.
+
+Legend: N picture, M text, L token, D numbers of an embedding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from core.config import Config
+from core.contract import TensorSpec
+from core.errors import ConfigError
+from core.inference.parts import Parts
+from verticals.multimodal.retrieval.encoders import Pooling, TextEncoder, TextFeatures, VisionEncoder, VisionFeatures
+from verticals.multimodal.retrieval.heads import HeadConfig, PictureHead, TextHead, embedding
+from verticals.multimodal.retrieval.tokens import Tokenizer
+from verticals.multimodal.retrieval.weights import HUB, NONE, Preprocessing, resolve
+
+IMAGENET = "imagenet"
+
+
+class VisionConfig(Config):
+    """The encoder of pictures."""
+
+    name: str = "resnet50"
+    """A network of timm or torchvision."""
+    weights: str = HUB
+    """`hub`, `none`, or a local path."""
+    preprocessing: Preprocessing | None = None
+    """How pictures are prepared, where the weights do not say it."""
+    classes: str = ""
+    """Names of the network's own classes: `imagenet`, or a text file with a name a line; empty leaves its classes out."""
+    frozen: bool = True
+    """Whether it stays as it is: then its features are made once."""
+
+
+class TextConfig(Config):
+    """The encoder of texts."""
+
+    name: str = "bert-base"
+    """A network of transformers."""
+    weights: str = HUB
+    """`hub`, `none`, or a local folder."""
+    architecture: dict[str, Any] = {}
+    """With `none`: settings of the network that differ from its kind's defaults."""
+    pooling: Pooling | None = None
+    """How words become a text, where the weights do not say it."""
+    most_tokens: int = Field(64, ge=4)
+    """That are read of a text."""
+    vocabulary: int = Field(2000, ge=16)
+    """With `none`: words of the tokenizer that is trained on the captions."""
+    frozen: bool = True
+    """Whether it stays as it is."""
+
+
+class ModelConfig(Config):
+    """The network."""
+
+    vision: VisionConfig = VisionConfig()
+    text: TextConfig = TextConfig()
+    heads: HeadConfig = HeadConfig()
+
+
+class Encoders(NamedTuple):
+    """What a configuration names, with its weights."""
+
+    vision: VisionEncoder
+    text: TextEncoder
+    tokenizer: Tokenizer
+
+
+class Heads(nn.Module):
+    """Features to embeddings, head by head."""
+
+    def __init__(self, picture: PictureHead, text: TextHead) -> None:
+        super().__init__()
+        self.picture, self.text = picture, text
+
+    def forward(self, seen: VisionFeatures, read: Tensor) -> tuple[Tensor, Tensor]:
+        """-> [N, heads, D] and, of texts' vectors [M, C], [M, heads, D]."""
+        return self.picture(seen), self.text(read)
+
+
+class RetrievalNet(nn.Module):
+    """Pictures and texts to embeddings of one space."""
+
+    def __init__(self, vision: VisionEncoder, text: TextEncoder, config: ModelConfig) -> None:
+        super().__init__()
+        self.vision, self.text = vision, text
+        width = config.heads.width or text.num_channels
+        self.heads = Heads(
+            PictureHead(
+                vision.num_pooled,
+                vision.num_places,
+                vision.num_channels,
+                vision.num_classes if config.vision.classes else 0,
+                width,
+                config.heads,
+            ),
+            TextHead(text.num_channels, width, config.heads),
+        )
+        self.width = width * config.heads.num
+
+    def forward(self, pictures: Tensor, tokens: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """
+        Args:
+            pictures: [N, 3, S, S] uint8.
+            tokens: [M, L] int64.
+            mask: [M, L] bool.
+
+        Returns:
+            [N, heads, D], [M, heads, D]
+        """
+        made: tuple[Tensor, Tensor] = self.heads(self.vision(pictures), self.text(tokens, mask).pooled)
+        return made
+
+
+class PicturePart(nn.Module):
+    """A picture to its embedding."""
+
+    def __init__(self, network: RetrievalNet) -> None:
+        super().__init__()
+        self.vision, self.head = network.vision, network.heads.picture
+        size = network.vision.preprocessing.size
+        self.inputs = (TensorSpec("picture", ("N", 3, size, size), "uint8"),)
+        self.outputs = (TensorSpec("picture_embedding", ("N", network.width)),)
+
+    def forward(self, picture: Tensor) -> Tensor:
+        return embedding(self.head(self.vision(picture)))
+
+
+class TextPart(nn.Module):
+    """Tokens to their embedding."""
+
+    def __init__(self, network: RetrievalNet) -> None:
+        super().__init__()
+        self.text, self.head = network.text, network.heads.text
+        self.inputs = (TensorSpec("tokens", ("M", "L"), "int64"), TensorSpec("token_mask", ("M", "L"), "bool"))
+        self.outputs = (TensorSpec("text_embedding", ("M", network.width)),)
+
+    def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
+        read: TextFeatures = self.text(tokens, mask)
+        return embedding(self.head(read.pooled))
+
+
+def pair_form(network: RetrievalNet) -> Parts:
+    """The network as a Session runs it: pictures and texts apart."""
+    return Parts({"picture": PicturePart(network), "text": TextPart(network)})
+
+
+def encoders_of(config: ModelConfig, captions: Sequence[str], *, seed: int) -> Encoders:
+    """
+    Args:
+        captions: of training, for a tokenizer that has to be made.
+        seed: of random weights.
+
+    Raises:
+        ConfigError: a network, weights, preprocessing or tokenizer that cannot be had, or do not fit.
+        ArtifactError: weights that are damaged.
+    """
+    given = config.text
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        vision = VisionEncoder(
+            config.vision.name,
+            weights=config.vision.weights,
+            preprocessing=config.vision.preprocessing,
+            classes=bool(config.vision.classes),
+        )
+        if given.weights == NONE:
+            tokenizer = Tokenizer.train(captions, size=given.vocabulary, most=given.most_tokens)
+            settings = {"vocab_size": tokenizer.num_words, **given.architecture}
+        else:
+            tokenizer, settings = _tokenizer(given.name, given.weights, given.most_tokens), given.architecture
+        text = TextEncoder(given.name, weights=given.weights, architecture=settings, pooling=given.pooling)
+    text.check(tokenizer)
+    for encoder, frozen in ((vision, config.vision.frozen), (text, given.frozen)):
+        encoder.requires_grad_(not frozen)
+    return Encoders(vision, text, tokenizer)
+
+
+def constants_of(encoders: Encoders) -> dict[str, Any]:
+    """What ships beside the weights: enough to build the network again, and to prepare what it is given."""
+    return {
+        "preprocessing": encoders.vision.preprocessing.model_dump(mode="json"),
+        "text": {"architecture": encoders.text.architecture, "pooling": encoders.text.pooling},
+        "tokenizer": encoders.tokenizer.json,
+        "most_tokens": encoders.tokenizer.most,
+    }
+
+
+def network_of(config: ModelConfig, made: Mapping[str, Any]) -> RetrievalNet:
+    """The network without weights."""
+    vision = VisionEncoder(
+        config.vision.name,
+        weights=NONE,
+        preprocessing=Preprocessing.from_record(made["preprocessing"]),
+        classes=bool(config.vision.classes),
+    )
+    text = TextEncoder(
+        config.text.name, weights=NONE, architecture=made["text"]["architecture"], pooling=made["text"]["pooling"]
+    )
+    return RetrievalNet(vision, text, config)
+
+
+def class_names(given: str, count: int) -> list[str]:
+    """
+    Args:
+        given: `imagenet`, or a text file with a name a line.
+        count: that the network has.
+
+    Raises:
+        ConfigError: not so many names, or none.
+    """
+    if given == IMAGENET:
+        from torchvision.models import ResNet50_Weights
+
+        names = list(ResNet50_Weights.DEFAULT.meta["categories"])
+    else:
+        try:
+            names = [
+                line.strip()
+                for line in Path(given).expanduser().read_text(encoding="utf-8").splitlines()
+                if line.strip()
+            ]
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(
+                f"model.vision.classes {given!r} cannot be read ({error}); give {IMAGENET}, or a text file"
+            ) from None
+    if len(names) != count:
+        raise ConfigError(
+            f"model.vision.classes {given!r} has {len(names)} names, the network {count} classes; give a name for each"
+        )
+    return names
+
+
+def _tokenizer(name: str, weights: str, most: int) -> Tokenizer:
+    if weights == HUB:
+        from transformers import AutoTokenizer
+
+        from verticals.multimodal.retrieval.encoders import fetching
+
+        with fetching(name):
+            fast = AutoTokenizer.from_pretrained("bert-base-uncased" if name == "bert-base" else name, use_fast=True)
+        return Tokenizer(fast.backend_tokenizer.to_str(), most=most)
+    return Tokenizer.read(resolve(weights), most=most)

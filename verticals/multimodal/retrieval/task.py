@@ -1,0 +1,105 @@
+"""What is trained: own pairs alike, others not, over the batches of all processes together.
+
+Legend: N picture, M caption, L token, P place, K class, C channel.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.distributed as dist
+from pydantic import Field
+from torch import Tensor, nn
+
+from core.config import Config
+from core.contract import Step
+from verticals.multimodal.retrieval.encoders import VisionFeatures
+from verticals.multimodal.retrieval.losses import ContrastiveLoss, Kind
+from verticals.multimodal.retrieval.model import RetrievalNet
+
+
+class LossConfig(Config):
+    """What training minimises."""
+
+    kind: Kind = "softmax"
+    """`softmax` over the batch, or a `sigmoid` for each pair."""
+    temperature: float = Field(0.07, gt=0)
+    """Of similarities, at the start; it is learned."""
+
+
+class PixelBatch(NamedTuple):
+    """Pictures and captions, for encoders that learn."""
+
+    pictures: Tensor
+    """[N, 3, S, S] uint8"""
+    tokens: Tensor
+    """[M, L] int64"""
+    mask: Tensor
+    """[M, L] bool"""
+    numbers: Tensor
+    """[N] int64, which picture of the data set each is."""
+    owner: Tensor
+    """[M] int64, the same of each caption's."""
+
+
+class FeatureBatch(NamedTuple):
+    """What frozen encoders made of them."""
+
+    pooled: Tensor
+    """[N, C]"""
+    places: Tensor
+    """[N, P, C]"""
+    classes: Tensor
+    """[N, K]"""
+    read: Tensor
+    """[M, C] captions' vectors."""
+    numbers: Tensor
+    """[N] int64"""
+    owner: Tensor
+    """[M] int64"""
+
+
+Batch = PixelBatch | FeatureBatch
+
+
+class RetrievalTask(nn.Module):
+    """The network and its loss."""
+
+    def __init__(self, model: RetrievalNet, config: LossConfig) -> None:
+        super().__init__()
+        self.model = model
+        self.contrastive = ContrastiveLoss(config.kind, temperature=config.temperature)
+
+    def forward(self, batch: Batch) -> Step:
+        if isinstance(batch, PixelBatch):
+            pictures, texts = self.model(batch.pictures, batch.tokens, batch.mask)
+        else:
+            pictures, texts = self.model.heads(VisionFeatures(batch.pooled, batch.places, batch.classes), batch.read)
+        pictures, texts, numbers, owner = (gathered(part) for part in (pictures, texts, batch.numbers, batch.owner))
+        own = numbers[:, None] == owner[None]
+        with torch.autocast(pictures.device.type, enabled=False):
+            similarity = torch.einsum("nhd,mhd->hnm", pictures.float(), texts.float())
+            loss = torch.stack([self.contrastive(head, own) for head in similarity]).mean()
+        return Step(loss, {"scale": self.contrastive.scale.detach()})
+
+    def train(self, mode: bool = True) -> RetrievalTask:
+        """Encoders that do not learn stay in evaluation mode: their dropout and their norms' means are the weights' own."""
+        super().train(mode)
+        for encoder in (self.model.vision, self.model.text):
+            if not any(parameter.requires_grad for parameter in encoder.parameters()):
+                encoder.eval()
+        return self
+
+
+def gathered(rows: Tensor) -> Tensor:
+    """Rows of all processes, in the order of their ranks; gradients find their way back."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return rows
+    if rows.requires_grad:
+        from torch.distributed.nn.functional import all_gather
+
+        return torch.cat(all_gather(rows.contiguous()))
+    parts = [torch.empty_like(rows) for _ in range(dist.get_world_size())]
+    dist.all_gather(parts, rows.contiguous())
+    return torch.cat(parts)
