@@ -5,7 +5,7 @@ VERTICAL ?= finance
 PORT ?= 3000
 HOST ?= 127.0.0.1
 PYTHON ?= python3
-VERTICALS := finance manufacturing medical
+VERTICALS := finance manufacturing medical multimodal
 BIN := .venv/bin
 COMPILE := $(BIN)/uv pip compile -q pyproject.toml --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --custom-compile-command "make lock"
 

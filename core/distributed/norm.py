@@ -58,3 +58,27 @@ class BatchNorm2d(nn.BatchNorm2d):
         scale = self.weight * torch.rsqrt(variance + self.eps)
         output: Tensor = centred * scale[:, None, None] + self.bias[:, None, None]
         return output.to(input.dtype)
+
+
+class _BatchNormAct2d(BatchNorm2d):
+    """timm's batch norm with what it does to the result."""
+
+    def __init__(self, norm: Any) -> None:
+        super().__init__(norm.num_features, eps=norm.eps, momentum=norm.momentum, affine=norm.affine)
+        self.load_state_dict(norm.state_dict())
+        self.drop, self.act = norm.drop, norm.act
+
+    def forward(self, input: Tensor) -> Tensor:
+        result: Tensor = self.act(self.drop(super().forward(input)))
+        return result
+
+
+def synced(network: nn.Module) -> nn.Module:
+    """A network whose batch norms, timm's with an activation too, are over the batch of all ranks: in place, under the same names."""
+    for parent in list(network.modules()):
+        for name, norm in parent.named_children():
+            if type(norm) is nn.BatchNorm2d:
+                norm.__class__ = BatchNorm2d
+            elif isinstance(norm, nn.BatchNorm2d) and hasattr(norm, "act") and hasattr(norm, "drop"):
+                setattr(parent, name, _BatchNormAct2d(norm))
+    return network

@@ -54,23 +54,28 @@ def specs_of(parts: Mapping[str, Any]) -> tuple[tuple[TensorSpec, ...], tuple[Te
 
 
 class PartsSession:
-    """A session of each part; a call goes to the one whose inputs it names."""
+    """A session of each part; a call runs the one whose inputs it names, or several."""
 
     def __init__(self, sessions: Mapping[str, Session]) -> None:
         self.sessions = dict(sessions)
-        self._of_names = {frozenset(spec.name for spec in session.inputs): session for session in sessions.values()}
+        self._names = {name: frozenset(spec.name for spec in session.inputs) for name, session in sessions.items()}
         self.inputs, self.outputs = specs_of(sessions)
 
     def __call__(self, arrays: Mapping[str, NDArray[Any]], *, out: Arrays | None = None) -> Arrays:
         """
         Raises:
-            ValueError: the arrays are those of no part, or one is not what its TensorSpec says.
+            ValueError: an array is no part's, lacks another of its part, or is not what its TensorSpec says.
         """
-        session = self._of_names.get(frozenset(arrays))
-        if session is None:
-            parts = "; ".join(", ".join(sorted(names)) for names in self._of_names)
-            raise ValueError(f"given arrays {', '.join(sorted(arrays))}; a call takes those of one part: {parts}")
-        return session(arrays, out=out)
+        called = [name for name, names in self._names.items() if names <= arrays.keys()]
+        if not called or set().union(*(self._names[name] for name in called)) != arrays.keys():
+            parts = "; ".join(", ".join(sorted(names)) for names in self._names.values())
+            raise ValueError(
+                f"given arrays {', '.join(sorted(arrays))}; a call takes all those of one part, or of several: {parts}"
+            )
+        results: Arrays = {}
+        for name in called:
+            results |= self.sessions[name]({tensor: arrays[tensor] for tensor in self._names[name]}, out=out)
+        return results
 
 
 def sessions_of(session: Session) -> Mapping[str, Session]:

@@ -79,14 +79,20 @@ def trace(network: nn.Module) -> ExportedProgram:
 
     Args:
         network: with `inputs` and `outputs`; `sizes`, where it has that, gives lengths of free axes that it can take,
-            `ranges` the smallest, usual and largest.
+            `ranges` the smallest, usual and largest, `longest` those that it cannot exceed.
 
     Raises:
         ArtifactError: it cannot be exported; says why, and the line.
     """
     inputs: tuple[TensorSpec, ...] = network.inputs  # type: ignore[assignment]
     least = {axis: low for axis, (low, *_) in getattr(network, "ranges", {}).items() if low > 1}
-    axes = {axis: Dim(axis, min=least.get(axis)) for spec in inputs for axis in spec.shape if isinstance(axis, str)}
+    most: Mapping[str, int] = getattr(network, "longest", {})
+    axes = {
+        axis: Dim(axis, min=least.get(axis), max=most.get(axis))
+        for spec in inputs
+        for axis in spec.shape
+        if isinstance(axis, str)
+    }
     dynamic = tuple(
         {place: axes[axis] for place, axis in enumerate(spec.shape) if isinstance(axis, str)} for spec in inputs
     )

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from core.durable.database import Database
-from core.errors import Conflict, DataError
+from core.errors import ArtifactError, Conflict, DataError
 from verticals.multimodal.exact import search
 from verticals.multimodal.rows import Rows
 
@@ -97,11 +97,11 @@ class _State(NamedTuple):
 class Index:
     """Any thread may call; one process writes."""
 
-    def __init__(self, folder: Path, *, model: str, width: int, detail_width: int = 0) -> None:
+    def __init__(self, folder: Path, *, model: str | None = None, width: int = 0, detail_width: int = 0) -> None:
         """
         Args:
-            model: version whose embeddings these are, of a new index.
-            width: of an embedding.
+            model: version whose embeddings these are; None opens an index that is there, whosever it is.
+            width: of an embedding of a new index.
             detail_width: of an item's detail; 0 keeps none.
 
         Raises:
@@ -114,10 +114,12 @@ class Index:
         self._list = Database(folder / "index.db", schema=TABLES, layout=LAYOUT)
         try:
             if not self._list.rows("SELECT 1 FROM head"):
+                if model is None:
+                    raise ArtifactError(f"{folder} holds no index; name another folder")
                 with self._list.transaction() as cursor:
                     cursor.execute("INSERT INTO head VALUES (?, ?, ?, 0, 0)", (model, width, detail_width))
             ((self.model, self.width, self.detail_width, generation, rows),) = self._list.rows("SELECT * FROM head")
-            self._check(model)
+            self._check(model or self.model)
             self._files = _Files(folder, generation, self.width, self.detail_width)
             self._remove_others()
             keys = np.zeros(rows, np.int64)
@@ -224,6 +226,13 @@ class Index:
         row, metadata, thumbnail = rows[0]
         detail = None if state.details is None else np.array(state.details[row])
         return Item(id, np.array(state.vectors[row]), json.loads(metadata), detail, thumbnail)
+
+    def has(self, id: str) -> bool:
+        return bool(self._known([id]))
+
+    def keys(self) -> dict[int, str]:
+        """Ids by key: a key is given once, to one item."""
+        return dict(self._list.rows("SELECT key, id FROM item ORDER BY key"))
 
     def ids(self, count: int, *, after: str = "") -> list[str]:
         """Ids in alphabetical order, from the one after `after` on."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from core.distributed.launch import launch
-from core.distributed.norm import BatchNorm2d, num_ranks
+from core.distributed.norm import BatchNorm2d, num_ranks, synced
 
 
 def batch() -> Tensor:
@@ -52,3 +52,18 @@ def test_alone_and_when_it_answers_it_is_torchs() -> None:
         torch.testing.assert_close(value, trained(nn.BatchNorm2d(5), batch())[name])
     torchs.load_state_dict(ours.state_dict())
     assert torch.equal(ours.eval()(batch()), torchs.eval()(batch()))
+
+
+def test_a_network_of_timm_is_synced_in_place_and_answers_as_before() -> None:
+    import timm
+
+    for name in ("test_efficientnet", "test_resnet"):
+        network = timm.create_model(name, pretrained=False)
+        names, x = list(network.state_dict()), torch.randn(2, 3, 64, 64)
+        plain = timm.create_model(name, pretrained=False)
+        plain.load_state_dict(network.state_dict())
+        synced(network)
+        assert list(network.state_dict()) == names
+        assert all(isinstance(layer, BatchNorm2d) for layer in network.modules() if isinstance(layer, nn.BatchNorm2d))
+        torch.testing.assert_close(network.eval()(x), plain.eval()(x))
+        torch.testing.assert_close(network.train()(x), plain.train()(x), rtol=1e-3, atol=1e-4)

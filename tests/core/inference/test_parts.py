@@ -124,10 +124,14 @@ def test_an_artifact_runs_each_part_alone(format: artifacts.Format, tmp_path: Pa
     assert more["read"].shape == (7, 4)
 
 
-def test_a_call_names_the_inputs_of_one_part() -> None:
+def test_a_call_names_all_inputs_of_its_parts() -> None:
     session = torch_session(network())
-    for arrays in ({}, {"read": GIVEN["match"]["read"]}, GIVEN["text"] | GIVEN["picture"]):
-        with pytest.raises(ValueError, match="a call takes those of one part: picture; tokens; places, read"):
+    both = session(GIVEN["text"] | GIVEN["picture"])
+    assert both.keys() == {"seen", "places", "read"}
+    for arrays in ({}, {"read": GIVEN["match"]["read"]}, GIVEN["text"] | {"places": GIVEN["match"]["places"]}):
+        with pytest.raises(
+            ValueError, match="takes all those of one part, or of several: picture; tokens; places, read"
+        ):
             session(arrays)
     with pytest.raises(ValueError, match="allowed is int64"):
         session({"tokens": np.zeros((2, 2), np.float32)})

@@ -11,6 +11,7 @@ import torch
 
 from core.contract import Application, Arrays, Limits, Session
 from core.data.pictures import read_picture
+from core.distributed.norm import synced
 from core.errors import DataError, LeakError
 from core.inference.parts import torch_session
 from verticals.multimodal.retrieval.answers import cost, predict
@@ -39,6 +40,8 @@ def task(config: RetrievalConfig, data: RetrievalData) -> RetrievalTask:
     """The network around the data's encoders, its space begun where texts and the words for classes are."""
     encoders = data.encoders
     network = RetrievalNet(encoders.vision, encoders.text, config.model)
+    if not config.model.vision.frozen:
+        synced(network.vision)
     if data.is_frozen:
         with torch.inference_mode():
             _begin(network, config, data)

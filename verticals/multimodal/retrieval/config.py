@@ -69,7 +69,7 @@ def debug() -> RetrievalConfig:
         data=DataConfig(synthetic=SyntheticConfig(num_pictures=160, size=64, two=0.0, captions=2)),
         model=ModelConfig(
             vision=VisionConfig(
-                name="test_resnet",
+                name="test_efficientnet",
                 weights=NONE,
                 preprocessing=Preprocessing(size=64, fit="squash", mean=(127.5, 127.5, 127.5), deviation=(64, 64, 64)),
                 frozen=False,

@@ -124,7 +124,7 @@ class TextEncoder(nn.Module):
         self.pooling: Pooling = known or pooling or "mean"
         self.num_channels = int(self.network.config.hidden_size)
         self.num_words = int(self.network.get_input_embeddings().num_embeddings)
-        self.most_tokens = int(getattr(self.network.config, "max_position_embeddings", 512))
+        self.most_tokens = _most_tokens(self.network)
 
     @property
     def architecture(self) -> dict[str, Any]:
@@ -152,6 +152,14 @@ class TextEncoder(nn.Module):
             raise ConfigError(
                 f"{tokenizer.most} tokens a text; the network reads {self.most_tokens}: lower model.text.most_tokens"
             )
+
+
+def _most_tokens(network: Any) -> int:
+    """Positions that there are, less those that RoBERTa's kind keeps for padding."""
+    positions = int(getattr(network.config, "max_position_embeddings", 512))
+    padded = next((part for name, part in network.named_modules() if name.endswith("position_embeddings")), None)
+    padding = getattr(padded, "padding_idx", None)
+    return positions if padding is None else positions - padding - 1
 
 
 PADDING = 256

@@ -43,11 +43,11 @@ def read_pairs(root: Path) -> Listed:
     if root.is_file() and root.suffix.lower() in TABLES:
         return _table(root)
     if root.is_file() and root.suffix.lower() == ".tar":
-        return Listed("webdataset", {"all": tuple(_tars([root]))})
+        return Listed("webdataset", {"all": tuple(pairs_of_tars([root]))})
     if not root.is_dir():
         raise DataError(f"{root} is not there, or of no known kind; {_KINDS}")
     if tars := sorted(root.glob("*.tar")):
-        return Listed("webdataset", {"all": tuple(_tars(tars))})
+        return Listed("webdataset", {"all": tuple(pairs_of_tars(tars))})
     for name, read in _FLICKR.items():
         if (root / name).is_file():
             return _flickr(root, read(root / name))
@@ -199,7 +199,7 @@ def _flickr(root: Path, captions: Iterable[tuple[str, str, str]]) -> Listed:
     return Listed("flickr8k", sides)
 
 
-def _tars(paths: Iterable[Path]) -> Iterator[Pair]:
+def pairs_of_tars(paths: Iterable[Path]) -> Iterator[Pair]:
     """Members of one key, a picture and its text, in the order of the files. Nothing is unpacked."""
     seen: dict[str, str] = {}
     for path in paths:

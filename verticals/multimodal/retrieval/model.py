@@ -142,6 +142,7 @@ class TextPart(nn.Module):
         super().__init__()
         self.text, self.head = network.text, network.heads.text
         self.inputs = (TensorSpec("tokens", ("M", "L"), "int64"), TensorSpec("token_mask", ("M", "L"), "bool"))
+        self.longest = {"L": network.text.most_tokens}
         self.outputs = (TensorSpec("text_embedding", ("M", network.width)),)
 
     def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:

@@ -93,13 +93,15 @@ class RetrievalTask(nn.Module):
 
 
 def gathered(rows: Tensor) -> Tensor:
-    """Rows of all processes, in the order of their ranks; gradients find their way back."""
-    if not dist.is_initialized() or dist.get_world_size() == 1:
-        return rows
-    if rows.requires_grad:
-        from torch.distributed.nn.functional import all_gather
+    """Rows of all processes, in the order of their ranks; gradients reach a process's own.
 
-        return torch.cat(all_gather(rows.contiguous()))
-    parts = [torch.empty_like(rows) for _ in range(dist.get_world_size())]
-    dist.all_gather(parts, rows.contiguous())
+    Each process has the whole loss, and gradients are averaged over them: so a gradient is as many times larger as there are.
+    """
+    world_size = dist.get_world_size() if dist.is_initialized() else 1
+    if world_size == 1:
+        return rows
+    parts = [torch.empty_like(rows) for _ in range(world_size)]
+    dist.all_gather(parts, rows.detach().contiguous())
+    if rows.requires_grad:
+        parts[dist.get_rank()] = world_size * rows - (world_size - 1) * rows.detach()
     return torch.cat(parts)

@@ -5,6 +5,7 @@ Legend: B text, L token.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -12,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer as Fast
-from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
 from core.errors import ArtifactError, ConfigError, DataError
 
@@ -66,14 +67,20 @@ class Tokenizer:
 
     @classmethod
     def train(cls, texts: Iterable[str], *, size: int, most: int) -> Tokenizer:
-        """A WordPiece vocabulary of these texts, for a network that has none yet."""
-        fast = Fast(models.WordPiece(unk_token="[UNK]"))
-        fast.normalizer = normalizers.BertNormalizer(lowercase=True)
-        fast.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-        fast.decoder = decoders.WordPiece()
-        fast.train_from_iterator(
-            texts, trainers.WordPieceTrainer(vocab_size=size, special_tokens=list(SPECIAL), show_progress=False)
+        """The commonest words of these texts, and their letters for all other words: for a network that has no vocabulary yet.
+
+        The same texts make the same one, which the library's own trainers do not promise.
+        """
+        normalizer, splitter = normalizers.BertNormalizer(lowercase=True), pre_tokenizers.BertPreTokenizer()
+        counts = Counter(
+            word for text in texts for word, _ in splitter.pre_tokenize_str(normalizer.normalize_str(text))
         )
+        letters = sorted({letter for word in counts for letter in word})
+        known = [*SPECIAL, *letters, *(f"##{letter}" for letter in letters)]
+        words = [word for word in sorted(counts, key=lambda word: (-counts[word], word)) if len(word) > 1]
+        known += words[: max(0, size - len(known))]
+        fast = Fast(models.WordPiece({word: place for place, word in enumerate(known)}, unk_token="[UNK]"))
+        fast.normalizer, fast.pre_tokenizer, fast.decoder = normalizer, splitter, decoders.WordPiece()
         fast.post_processor = processors.BertProcessing(*((mark, SPECIAL.index(mark)) for mark in ("[SEP]", "[CLS]")))
         return cls(fast.to_str(), most=most)
 

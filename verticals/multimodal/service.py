@@ -1,0 +1,436 @@
+"""The multimodal service: pictures are indexed, and found by words and by pictures. Typed endpoints and limits; `collection` does it.
+
+`bentoml serve verticals.multimodal:svc`; `/ui` is a page to search with. Heavy imports stand inside the class's `__init__`: BentoML
+imports this module in the command's own process too.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import tempfile
+import time
+from collections.abc import Mapping
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import bentoml
+from bentoml.validators import ContentType
+from pydantic import BaseModel, Field
+from starlette.responses import Response
+
+from core.errors import DataError
+from core.monitoring import metrics
+from core.serving.http import GuardedService
+from core.serving.loader import Loader, require
+from core.serving.uploads import Upload
+from verticals.multimodal.settings import from_environment
+
+if TYPE_CHECKING:
+    from core.registry import Version
+    from verticals.multimodal.collection import Entry
+    from verticals.multimodal.index import Hit
+    from verticals.multimodal.retrieval.predictor import Encoded, RetrievalPredictor
+
+APPLICATION = "multimodal.retrieval"
+TIMEOUT_SECONDS = 300
+MOST_FOUND = 1000
+MOST_TOLD = 100
+"""Pictures of an archive that were refused, and are named."""
+ItemId = Annotated[str, Field(min_length=1, max_length=200, description="Names the item.")]
+Sentence = Annotated[str, Field(min_length=1, max_length=10_000)]
+PICTURE = "PNG, JPEG, TIFF, BMP, WebP or GIF; any depth and colour, turned as Exif says."
+
+
+class NewPicture(Upload):
+    """A picture to index."""
+
+    picture: Path = Field(description=PICTURE)
+    id: ItemId | None = Field(None, description="The first digits of the file's sha256 where left out.")
+    caption: str | None = Field(None, max_length=4000, description="What is said of it; it is found by that too.")
+    metadata: str | None = Field(None, description="A JSON object, given back with what is found.")
+    replace: bool = Field(False, description="Whether it takes the place of the item of this id.")
+
+
+class Archive(Upload):
+    """Many pictures to index."""
+
+    archive: Path = Field(description="A tar of webdataset: KEY.jpg with KEY.txt or KEY.json; the key is the id.")
+    replace: bool = Field(False, description="Whether they take the places of the items of their ids.")
+
+
+class PictureQuery(Upload):
+    """A picture to search by."""
+
+    picture: Path = Field(description=PICTURE)
+    count: int = Field(10, ge=1, le=MOST_FOUND)
+
+
+class Pair(Upload):
+    """A picture and a sentence."""
+
+    picture: Path = Field(description=PICTURE)
+    text: Sentence
+
+
+class LabelledPicture(Upload):
+    """A picture, and what it may be."""
+
+    picture: Path = Field(description=PICTURE)
+    labels: str = Field(description='A JSON list, as ["cat", "dog"], or labels with commas between.')
+    template: str = Field("a photo of a {}", max_length=1000, description="A sentence with {} where a label goes.")
+
+
+class TextQuery(BaseModel):
+    """A sentence to search by."""
+
+    text: Sentence
+    count: int = Field(10, ge=1, le=MOST_FOUND)
+
+
+class Ids(BaseModel):
+    """Names items."""
+
+    ids: list[ItemId] = Field(min_length=1, max_length=10_000)
+
+
+class ItemOf(BaseModel):
+    """Names an item."""
+
+    id: ItemId
+
+
+class Page(BaseModel):
+    """Which ids, in alphabetical order."""
+
+    count: int = Field(100, ge=1, le=MOST_FOUND)
+    after: str = Field("", max_length=200)
+
+
+class Indexed(BaseModel):
+    """What was indexed."""
+
+    id: str
+    replaced: bool
+    caption_cut: bool = Field(description="Whether the caption had more tokens than the model reads.")
+    items: int = Field(description="In the index now.")
+    version: str
+
+
+class Refused(BaseModel):
+    """A picture of an archive that was left out."""
+
+    id: str
+    reason: str
+
+
+class ArchiveIndexed(BaseModel):
+    """What became of an archive."""
+
+    indexed: int
+    replaced: int
+    refused: int
+    reasons: list[Refused] = Field(description="Of the first hundred that were refused.")
+    items: int
+    version: str
+
+
+class Found(BaseModel):
+    """An item that is like the question."""
+
+    id: str
+    score: float = Field(description="Cosine, 1 is the same.")
+    metadata: dict[str, Any]
+
+
+class Answer(BaseModel):
+    """The most like it, the best first."""
+
+    hits: list[Found]
+    items: int
+    version: str
+    text_cut: bool = Field(description="Whether the text had more tokens than the model reads.")
+    seconds: float
+
+
+class Matched(BaseModel):
+    """Whether a picture and a sentence belong together."""
+
+    score: float = Field(description="Cosine.")
+    chance: float = Field(description="That they do, where as many pairs do as do not.")
+    belongs: bool = Field(description="Whether that is more likely than not.")
+    text_cut: bool
+    version: str
+
+
+class Share(BaseModel):
+    """A label, and how much of the picture's chance is its."""
+
+    label: str
+    chance: float
+    score: float
+
+
+class Classified(BaseModel):
+    """All labels, the likeliest first."""
+
+    labels: list[Share]
+    version: str
+
+
+class Deleted(BaseModel):
+    """What is left."""
+
+    items: int
+
+
+class ItemTold(BaseModel):
+    """What is kept of an item."""
+
+    id: str
+    metadata: dict[str, Any]
+    has_picture: bool
+
+
+class Listing(BaseModel):
+    """Ids, and how many items there are."""
+
+    ids: list[str]
+    items: int
+    version: str
+
+
+class MultimodalService(GuardedService):
+    """Pictures may be larger than other requests; `/ui` is a page of ours."""
+
+    def upload_limits(self) -> Mapping[str, int]:
+        paths = ("/index", "/index_archive", "/search_by_image", "/match", "/classify")
+        return dict.fromkeys(paths, from_environment().upload_bytes)
+
+    def pages(self) -> Mapping[str, str]:
+        return {"/ui": (files("verticals.multimodal") / "ui.html").read_text(encoding="utf-8")}
+
+
+class Multimodal:
+    """Find the picture by its words, the words by their picture."""
+
+    def __init__(self) -> None:
+        import torch
+
+        from verticals.multimodal.collection import Collection
+
+        self._settings = from_environment()
+        torch.set_num_threads(self._settings.threads)
+        self._loader: Loader[RetrievalPredictor] = Loader(APPLICATION, load=self._load, warm=self._warm)
+        self._collection = Collection(
+            self._settings.folder,
+            lambda: self._loader.live.model,
+            most_pixels=self._settings.most_pixels,
+            kept_pixels=self._settings.kept_pixels,
+        )
+        self._loader.start()
+
+    @bentoml.on_deployment
+    @staticmethod
+    def check() -> None:
+        """Refuses to start without a model: one line, exit code 1."""
+        require(APPLICATION)
+        from_environment()
+
+    @bentoml.on_shutdown
+    async def close(self) -> None:
+        self._loader.stop()
+        await asyncio.to_thread(self._collection.close)
+
+    @bentoml.api
+    async def index(self, request: NewPicture, /) -> Indexed:
+        """Index a picture; when this answers it survives a power cut."""
+        from verticals.multimodal.collection import Entry
+
+        with tempfile.TemporaryDirectory() as folder:
+            given = await request.received(Path(folder))
+            entry = Entry(given.picture, given.id, given.caption, _object(given.metadata))
+            (made,) = await asyncio.to_thread(self._collection.add, [entry], replace=given.replace)
+        return Indexed(
+            id=made.id, replaced=made.replaced, caption_cut=made.cut, items=len(self._collection), version=self._version
+        )
+
+    @bentoml.api
+    async def index_archive(self, request: Archive, /) -> ArchiveIndexed:
+        """Index many pictures from a tar; those that cannot be indexed are named, the others are in."""
+        with tempfile.TemporaryDirectory() as folder:
+            given = await request.received(Path(folder))
+            return await asyncio.to_thread(self._index_archive, given.archive, given.replace)
+
+    @bentoml.api
+    async def search_by_text(self, request: TextQuery, /) -> Answer:
+        """The pictures most like a sentence."""
+        started = time.perf_counter()
+        found = await asyncio.to_thread(self._collection.search, text=request.text, count=request.count)
+        return self._answer(*found, started)
+
+    @bentoml.api
+    async def search_by_image(self, request: PictureQuery, /) -> Answer:
+        """The items most like a picture: other pictures, and those whose captions say what it shows."""
+        with tempfile.TemporaryDirectory() as folder:
+            given = await request.received(Path(folder))
+            started = time.perf_counter()
+            found = await asyncio.to_thread(self._collection.search, picture=given.picture, count=given.count)
+        return self._answer(*found, started)
+
+    @bentoml.api
+    async def match(self, request: Pair, /) -> Matched:
+        """Do a picture and a sentence belong together?"""
+        with tempfile.TemporaryDirectory() as folder:
+            given = await request.received(Path(folder))
+            answer, version = await asyncio.to_thread(self._collection.match, given.picture, given.text)
+        chance = float(answer.chance or 0)
+        return Matched(
+            score=float(answer.cosine or 0), chance=chance, belongs=chance > 0.5, text_cut=answer.cut, version=version
+        )
+
+    @bentoml.api
+    async def classify(self, request: LabelledPicture, /) -> Classified:
+        """Which of some labels a picture shows, without any training on them."""
+        with tempfile.TemporaryDirectory() as folder:
+            given = await request.received(Path(folder))
+            labels = _labels(given.labels)
+            found, version = await asyncio.to_thread(
+                self._collection.classify, given.picture, labels, template=given.template
+            )
+        return Classified(
+            labels=[Share(label=one.label, chance=one.chance, score=one.cosine) for one in found], version=version
+        )
+
+    @bentoml.api
+    async def delete(self, request: Ids, /) -> Deleted:
+        """Delete items, all or none."""
+        await asyncio.to_thread(self._collection.delete, request.ids)
+        return Deleted(items=len(self._collection))
+
+    @bentoml.api
+    async def item(self, request: ItemOf, /) -> ItemTold:
+        """What is kept of an item."""
+        kept = await asyncio.to_thread(self._collection.get, request.id)
+        return ItemTold(id=kept.id, metadata=dict(kept.metadata), has_picture=kept.thumbnail is not None)
+
+    @bentoml.api
+    async def picture(self, request: ItemOf, /) -> Annotated[Path, ContentType("image/jpeg")]:
+        """An item's picture, as it is kept."""
+        kept = await asyncio.to_thread(self._collection.get, request.id)
+        if kept.thumbnail is None:
+            raise DataError(f"nothing is kept of the picture {request.id!r}: VERTICALS_KEPT_PIXELS is 0")
+        return Response(kept.thumbnail, media_type="image/jpeg")  # type: ignore[return-value]
+
+    @bentoml.api
+    async def items(self, request: Page, /) -> Listing:
+        """What is in the index."""
+        ids = await asyncio.to_thread(self._collection.ids, request.count, after=request.after)
+        return Listing(ids=ids, items=len(self._collection), version=self._version)
+
+    @property
+    def _version(self) -> str:
+        return self._loader.live.model.version
+
+    def _index_archive(self, archive: Path, replace: bool) -> ArchiveIndexed:
+        from verticals.multimodal.collection import BATCH, Entry
+        from verticals.multimodal.retrieval.formats import pairs_of_tars
+
+        pairs = list(pairs_of_tars([archive]))
+        indexed = replaced = refused = 0
+        reasons: list[Refused] = []
+        for first in range(0, len(pairs), BATCH):
+            entries = [
+                Entry(pair.picture.read(), pair.id, pair.captions[0], pair.metadata)
+                for pair in pairs[first : first + BATCH]
+            ]
+            for made, reason in self._each(entries, replace):
+                if reason is None:
+                    indexed, replaced = indexed + 1, replaced + made.replaced
+                else:
+                    refused += 1
+                    reasons += [Refused(id=made.id, reason=reason)] if refused <= MOST_TOLD else []
+        return ArchiveIndexed(
+            indexed=indexed,
+            replaced=replaced,
+            refused=refused,
+            reasons=reasons,
+            items=len(self._collection),
+            version=self._version,
+        )
+
+    def _each(self, entries: list[Entry], replace: bool) -> list[tuple[Any, str | None]]:
+        """What became of each: all together, and one by one where that is refused."""
+        from core.errors import CapacityError
+
+        try:
+            return [(made, None) for made in self._collection.add(entries, replace=replace)]
+        except (DataError, CapacityError):
+            answers: list[tuple[Any, str | None]] = []
+            for entry in entries:
+                try:
+                    answers += [(made, None) for made in self._collection.add([entry], replace=replace)]
+                except (DataError, CapacityError) as error:
+                    answers.append((entry, str(error)))
+            return answers
+
+    def _answer(self, hits: list[Hit], understood: Encoded, version: str, started: float) -> Answer:
+        seconds = time.perf_counter() - started
+        metrics.predicted(APPLICATION, version, "found" if hits else "nothing", seconds=seconds)
+        return Answer(
+            hits=[Found(id=hit.id, score=hit.score, metadata=hit.metadata) for hit in hits],
+            items=len(self._collection),
+            version=version,
+            text_cut=understood.cut,
+            seconds=round(seconds, 4),
+        )
+
+    def _load(self, version: Version) -> RetrievalPredictor:
+        from core.inference.model import build
+        from core.inference.session import SessionConfig
+        from verticals.multimodal.retrieval import APPLICATION as retrieval
+
+        session = SessionConfig(threads=self._settings.threads)
+        predictor: RetrievalPredictor = build(retrieval, version.path, version.version, session=session)[1]
+        return predictor
+
+    def _warm(self, new: RetrievalPredictor, old: RetrievalPredictor | None) -> None:
+        new.warm()
+        self._collection.open(new)
+
+
+def _object(text: str | None) -> dict[str, Any]:
+    """Raises DataError for what is no JSON object."""
+    if not text:
+        return {}
+    try:
+        record = json.loads(text)
+    except ValueError as error:
+        raise DataError(f"metadata is no JSON ({error}); send an object, as {{}}") from None
+    if not isinstance(record, dict):
+        raise DataError(f"metadata is a JSON {type(record).__name__}; send an object, as {{}}")
+    return record
+
+
+def _labels(text: str) -> list[str]:
+    """Raises DataError for a JSON list of other things than texts."""
+    if not text.lstrip().startswith("["):
+        return [label.strip() for label in text.split(",") if label.strip()]
+    try:
+        labels = json.loads(text)
+    except ValueError as error:
+        raise DataError(
+            f"labels are no JSON list ({error}); send a list of texts, or texts with commas between"
+        ) from None
+    if not all(isinstance(label, str) and label.strip() for label in labels):
+        raise DataError("labels are a JSON list of other things than texts; send texts that are not empty")
+    return [label.strip() for label in labels]
+
+
+svc = bentoml.service(
+    service_class=MultimodalService,
+    name="multimodal",
+    workers=1,
+    traffic={"timeout": TIMEOUT_SECONDS, "max_concurrency": 64},
+)(Multimodal)
