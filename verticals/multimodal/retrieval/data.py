@@ -22,7 +22,6 @@ from core.data.pictures import Picture, read_picture
 from core.errors import ConfigError, DataError
 from verticals.multimodal.retrieval.config import RetrievalConfig
 from verticals.multimodal.retrieval.dataset import Dataset
-from verticals.multimodal.retrieval.encoders import pool
 from verticals.multimodal.retrieval.features import Features, features_of
 from verticals.multimodal.retrieval.model import Encoders, encoders_of
 from verticals.multimodal.retrieval.pairs import Pair
@@ -151,17 +150,8 @@ class RetrievalData:
 
     @cached_property
     def read_captions(self) -> torch.Tensor:
-        """[M, C] vectors of all captions, of a frozen encoder."""
-        features, pooling = self.features, self.encoders.text.pooling
-        parts = [
-            pool(
-                torch.from_numpy(features.words[first : first + 1024].astype(np.float32)),
-                torch.from_numpy(np.array(features.mask[first : first + 1024])),
-                pooling,
-            )
-            for first in range(0, len(features.words), 1024)
-        ]
-        return torch.cat(parts)
+        """[M, C] vectors of all captions to train on, of a frozen encoder."""
+        return self.features.read(self.encoders.text.pooling)
 
     def _captions(self, chosen: Sequence[int], epoch: int) -> NDArray[np.int64]:
         """[N, captions] places among all captions: some of each picture's, all of them in turn where it has fewer."""

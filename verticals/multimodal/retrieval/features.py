@@ -26,7 +26,7 @@ from torch import nn
 from core.data.pictures import read_picture
 from core.durable.files import written
 from core.training.log import progress
-from verticals.multimodal.retrieval.encoders import TextEncoder, VisionEncoder
+from verticals.multimodal.retrieval.encoders import Pooling, TextEncoder, VisionEncoder, pool
 from verticals.multimodal.retrieval.pairs import Pair
 from verticals.multimodal.retrieval.prepare import View, prepared
 from verticals.multimodal.retrieval.tokens import Tokenizer
@@ -34,6 +34,8 @@ from verticals.multimodal.retrieval.tokens import Tokenizer
 LAYOUT = 1
 """Raised whenever what is written here changes."""
 BATCH = 32
+BLOCK = 1024
+"""Captions that are pooled at a time."""
 Half = NDArray[np.float16]
 
 
@@ -51,6 +53,14 @@ class Features:
     """[M, L, C] padded with 0."""
     mask: NDArray[np.bool_]
     """[M, L] where there is a word."""
+
+    def read(self, pooling: Pooling) -> torch.Tensor:
+        """[M, C] a vector of each caption."""
+        parts = []
+        for first in range(0, len(self.words), BLOCK):
+            words, mask = (np.array(array[first : first + BLOCK]) for array in (self.words, self.mask))
+            parts.append(pool(torch.from_numpy(words).float(), torch.from_numpy(mask), pooling))
+        return torch.cat(parts)
 
 
 def features_of(
