@@ -135,8 +135,9 @@ def showing(differs: NDArray[np.bool_], tiles: Sequence[Tile]) -> list[Tile]:
     whole = _within(places, frames)
     shown = _within(around, frames)
     shown = np.where(shown.any(1, keepdims=True), shown, whole)
-    chosen = np.zeros(len(tiles), np.bool_)
-    chosen |= _touching(places, frames)[~whole.any(1)].any(0)
+    chosen = _touching(places, frames)[~whole.any(1)].any(0)
+    for place in np.flatnonzero(chosen).tolist():
+        chosen[place] = differs[tiles[place]].any()
     lacking = shown[whole.any(1) & ~shown[:, chosen].any(1)]
     while len(lacking):
         best = int(lacking.sum(0).argmax())
