@@ -6,6 +6,7 @@ the whole one. Edges that lie a pixel off are no difference.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import product
 from typing import NamedTuple
 
@@ -17,6 +18,7 @@ from scipy import fft
 
 from core.config import Config
 from core.data.pictures import LEAST_SIDE, Picture
+from core.data.tiling import Tile
 from core.errors import DataError
 
 COARSE = 1024
@@ -27,6 +29,10 @@ PARTS = 3
 """So many along each axis."""
 LEAST_LIKENESS = 0.3
 """Correlation of board and golden board, from -1 to 1, below which they are not of one product."""
+CELL = 8
+"""Side of the squares in which differences are joined to places."""
+AROUND = 16
+"""Pixels around a place that a tile shows with it."""
 BETTER = 0.1
 """By so much more they are alike where the board lies farther off than is searched; patterns that repeat are a little."""
 
@@ -104,6 +110,63 @@ def differences(board: Picture, golden: Picture, config: GateConfig) -> NDArray[
     differs = (largest > config.noise).view(np.uint8)  # a byte a pixel: floats of a large board are slow to get
     counted = cv2.boxFilter(differs, -1, (5, 5), normalize=False)
     return np.asarray((counted >= config.least_pixels) & differs.view(bool))
+
+
+def showing(differs: NDArray[np.bool_], tiles: Sequence[Tile]) -> list[Tile]:
+    """As few of the tiles as show every place that differs whole, with what lies around it; in their order.
+
+    A place that lies where tiles overlap is shown by one of them; one that no tile shows whole, by all that show some of it.
+
+    Args:
+        differs: [Y, X]
+        tiles: all of the board, which may reach beyond its edges.
+    """
+    height, width = differs.shape
+    count, _, stats, _ = cv2.connectedComponentsWithStats(_cells(differs), connectivity=8)
+    if count == 1:
+        return []
+    boxes = stats[1:].astype(np.int64) * CELL
+    left, top, across, down = (
+        boxes[:, side] for side in (cv2.CC_STAT_LEFT, cv2.CC_STAT_TOP, cv2.CC_STAT_WIDTH, cv2.CC_STAT_HEIGHT)
+    )
+    places = np.stack([left, top, np.minimum(left + across, width), np.minimum(top + down, height)], 1)
+    frames = np.array([(tile[1].start, tile[0].start, tile[1].stop, tile[0].stop) for tile in tiles])
+    around = np.clip(places + np.array([-AROUND, -AROUND, AROUND, AROUND]), 0, [width, height, width, height])
+    whole = _within(places, frames)
+    shown = _within(around, frames)
+    shown = np.where(shown.any(1, keepdims=True), shown, whole)
+    chosen = _touching(places, frames)[~whole.any(1)].any(0)
+    for place in np.flatnonzero(chosen).tolist():
+        chosen[place] = differs[tiles[place]].any()
+    lacking = shown[whole.any(1) & ~shown[:, chosen].any(1)]
+    while len(lacking):
+        best = int(lacking.sum(0).argmax())
+        chosen[best] = True
+        lacking = lacking[~lacking[:, best]]
+    return [tiles[place] for place in np.flatnonzero(chosen).tolist()]
+
+
+def _cells(differs: NDArray[np.bool_]) -> NDArray[np.uint8]:
+    """[Y / CELL, X / CELL] 1 where any pixel of the square differs."""
+    lacking = [(0, -length % CELL) for length in differs.shape]
+    padded = np.pad(differs, lacking) if any(more for _, more in lacking) else np.ascontiguousarray(differs)
+    rows = padded.view(np.uint64)  # CELL pixels of a row, a byte each, are one number
+    squares = np.bitwise_or.reduce(rows.reshape(-1, CELL, rows.shape[1]), axis=1)
+    return np.asarray(squares != 0).view(np.uint8)
+
+
+def _within(places: NDArray[np.int64], frames: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """[places, frames] whether the one lies in the other."""
+    return np.asarray(
+        (places[:, None, :2] >= frames[None, :, :2]).all(2) & (places[:, None, 2:] <= frames[None, :, 2:]).all(2)
+    )
+
+
+def _touching(places: NDArray[np.int64], frames: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """[places, frames] whether they have some of each other."""
+    return np.asarray(
+        (places[:, None, :2] < frames[None, :, 2:]).all(2) & (places[:, None, 2:] > frames[None, :, :2]).all(2)
+    )
 
 
 def _grey(picture: Picture) -> NDArray[np.uint8]:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import cv2
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from core.data.tiling import tiles
 from core.errors import DataError
-from verticals.manufacturing.golden import GateConfig, align, differences, shifted
+from verticals.manufacturing.golden import GateConfig, align, differences, shifted, showing
 from verticals.manufacturing.pcb.synthetic import SyntheticConfig, make_board
 
 CONFIG = SyntheticConfig(shape=(700, 900), clean=1.0)
@@ -73,3 +76,48 @@ def test_long_and_narrow_boards_are_aligned(shape: tuple[int, int]) -> None:
     golden = cv2.GaussianBlur(golden, (5, 5), 1.5).reshape(golden.shape)
     found = align(shifted(golden, 5, -3), golden, search=32)
     assert (found.right, found.down) == (5, -3)
+
+
+@given(
+    size=st.tuples(st.integers(60, 400), st.integers(60, 400)),
+    side=st.sampled_from([64, 96]),
+    boxes=st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1), st.integers(1, 150), st.integers(1, 40)), max_size=12),
+)
+def test_few_tiles_show_every_difference_whole(
+    size: tuple[int, int], side: int, boxes: list[tuple[float, float, int, int]]
+) -> None:
+    height, width = size
+    every = tiles((max(height, side), max(width, side)), (side, side), 0.4)
+    differs = np.zeros(size, bool)
+    for x, y, across, down in boxes:
+        left, top = int(x * (width - 1)), int(y * (height - 1))
+        differs[top : top + down, left : left + across] = True
+    chosen = showing(differs, every)
+    near = cv2.dilate(differs.astype(np.uint8), np.ones((17, 17), np.uint8))  # places are told to squares of 8
+    assert len(chosen) <= sum(bool(near[tile].any()) for tile in every)
+    assert [tile for tile in every if tile in chosen] == chosen
+    seen = np.zeros(size, bool)
+    for tile in chosen:
+        seen[tile] = True
+    assert seen[differs].all()
+    count, names = cv2.connectedComponents(differs.astype(np.uint8), connectivity=8)
+    for place in range(1, count):
+        rows, columns = np.nonzero(names == place)
+        if max(np.ptp(rows), np.ptp(columns)) < side / 4:  # smaller than what neighbours share
+            assert any(
+                tile[0].start <= rows.min()
+                and rows.max() < tile[0].stop
+                and tile[1].start <= columns.min()
+                and columns.max() < tile[1].stop
+                for tile in chosen
+            )
+
+
+def test_a_difference_where_tiles_overlap_is_looked_at_once_and_one_that_is_larger_everywhere() -> None:
+    every = tiles((256, 256), (128, 128), 0.5)
+    differs = np.zeros((256, 256), bool)
+    assert showing(differs, every) == []
+    differs[100:108, 100:108] = True  # in four of the nine
+    assert len(showing(differs, every)) == 1
+    differs[20:240, 60:70] = True
+    assert showing(differs, every) == [tile for tile in every if tile[1].start < 72]

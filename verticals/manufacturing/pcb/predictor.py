@@ -18,7 +18,7 @@ from core.errors import CapacityError, DataError
 from core.inference.session import stream
 from core.memory import memory_limit, resident_bytes
 from verticals.manufacturing.boxes import NONE, Boxes, suppressed
-from verticals.manufacturing.golden import align, differences
+from verticals.manufacturing.golden import align, differences, showing
 from verticals.manufacturing.merge import merge
 from verticals.manufacturing.pcb.config import PcbConfig
 from verticals.manufacturing.verdict import Verdict, check_rules, counts, verdict_of
@@ -145,8 +145,7 @@ class PcbPredictor:
         every = self._tiles((height, width))
         chosen = every
         if self.config.predict.gate is not None and golden is not None:
-            differs = differences(picture, golden, self.config.predict.gate)
-            chosen = [tile for tile in every if differs[tile].any()]
+            chosen = showing(differences(picture, golden, self.config.predict.gate), every)
         findings = merge(self._found(picture, golden, chosen), chosen, (height, width)) if chosen else NONE
         findings = findings.take(np.arange(min(len(findings.scores), self.config.predict.most_findings)))
         counted = counts(findings, self.classes, self.thresholds, self.config.rules.classes)
