@@ -98,7 +98,7 @@ def _linear(
             b = F.normalize(read(captions[texts]), dim=-1)
             similarity = a @ b.T * (scale.exp().clamp(max=100) if scaled else 1)
             optimizer.zero_grad()
-            loss(similarity, torch.eye(len(batch), dtype=torch.bool)).backward()
+            loss(similarity, torch.eye(len(batch), dtype=torch.bool)).backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             schedule.step()
 

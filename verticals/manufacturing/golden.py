@@ -135,7 +135,7 @@ def showing(differs: NDArray[np.bool_], tiles: Sequence[Tile]) -> list[Tile]:
     whole = _within(places, frames)
     shown = _within(around, frames)
     shown = np.where(shown.any(1, keepdims=True), shown, whole)
-    chosen = _touching(places, frames)[~whole.any(1)].any(0)
+    chosen: NDArray[np.bool_] = np.asarray(_touching(places, frames)[~whole.any(1)].any(0))
     for place in np.flatnonzero(chosen).tolist():
         chosen[place] = differs[tiles[place]].any()
     lacking = shown[whole.any(1) & ~shown[:, chosen].any(1)]

@@ -56,7 +56,7 @@ class Approximate:
         random = np.random.default_rng(seed)
         count, width = vectors.shape
         cells = max(16, int(4 * count**0.5))
-        index = faiss.index_factory(width, f"IVF{cells},SQ8", faiss.METRIC_INNER_PRODUCT)
+        index: Any = faiss.index_factory(width, f"IVF{cells},SQ8", faiss.METRIC_INNER_PRODUCT)
         index.cp.seed = seed
         few = min(count, SAMPLES_PER_CELL * cells)
         index.train(np.asarray(vectors[np.sort(random.choice(count, few, replace=False))]))
@@ -100,7 +100,7 @@ def _candidates(
     index: Any, queries: NDArray[np.float32], num: int, probes: int, is_there: NDArray[np.bool_]
 ) -> NDArray[np.int64]:
     """[Q, num] rows by their codes, -1 where there are fewer."""
-    settings = {"nprobe": probes}
+    settings: dict[str, Any] = {"nprobe": probes}
     if not is_there.all():
         bits = np.packbits(is_there, bitorder="little")
         settings["sel"] = faiss.IDSelectorBitmap(len(is_there), faiss.swig_ptr(bits))

@@ -108,8 +108,8 @@ class Collection:
             raise
 
     def close(self) -> None:
-        for index in self._indexes.values():
-            index.close()
+        while self._indexes:
+            self._indexes.popitem()[1].close()
 
     def __len__(self) -> int:
         return len(self._index)

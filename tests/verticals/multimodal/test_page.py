@@ -42,7 +42,7 @@ def page(request: pytest.FixtureRequest, chromium: Browser, server: Server, show
 
 def test_words_fill_the_gallery(page: Page, tmp_path: Path) -> None:
     page.get_by_label("words to search by").fill(caption(SCENES[2]))
-    page.get_by_role("button", name="Search").click()
+    page.get_by_role("button", name="Search", exact=True).click()
     gallery = page.locator("#gallery li")
     expect(gallery.first).to_be_visible()
     expect(page.locator("#gallery p", has_text=caption(SCENES[2])).first).to_be_visible()
@@ -75,10 +75,10 @@ def test_a_picture_is_added_found_and_deleted(page: Page, server: Server) -> Non
     )
     page.get_by_label("Caption").fill("a wonder of the world")
     page.get_by_label("Id").fill("wonder")
-    page.get_by_role("button", name="Add").click()
+    page.get_by_role("button", name="Add", exact=True).click()
     expect(page.locator("#told")).to_contain_text("wonder is in the index")
     page.get_by_label("words to search by").fill("a wonder of the world")
-    page.get_by_role("button", name="Search").click()
+    page.get_by_role("button", name="Search", exact=True).click()
     item = page.locator("#gallery li", has_text="a wonder of the world")
     expect(item).to_be_visible()
     page.on("dialog", lambda dialog: dialog.accept())
@@ -96,7 +96,7 @@ def test_a_fault_is_told_and_no_text_becomes_markup(page: Page, server: Server) 
         server, "/index", picture=png(SCENES[7], 9), id="markup", caption="<img src=x onerror=alert(1)>", replace="true"
     )
     page.get_by_label("words to search by").fill("<img src=x onerror=alert(1)>")
-    page.get_by_role("button", name="Search").click()
+    page.get_by_role("button", name="Search", exact=True).click()
     expect(page.locator("#gallery p", has_text="<img src=x").first).to_be_visible()
     assert page.locator("#gallery p img").count() == 0
     assert httpx.post(f"{server.url}/delete", json={"ids": ["markup"]}, timeout=60).status_code == 200

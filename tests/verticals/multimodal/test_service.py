@@ -36,7 +36,9 @@ def send(server: Server, path: str, **parts: Any) -> httpx.Response:
 
 @pytest.fixture(scope="module")
 def indexed(server: Server) -> list[str]:
-    """Ids of thirty pictures in the index: half one by one, half from an archive."""
+    """Ids of thirty pictures, all that is in the index: half one by one, half from an archive."""
+    if before := ask(server, "/items", count=1000).json()["ids"]:
+        assert ask(server, "/delete", ids=before).json() == {"items": 0}
     ids = []
     for place, scene in enumerate(SCENES[:15]):
         answer = send(server, "/index", picture=png(scene), id=f"one {place}", metadata=json.dumps({"place": place}))

@@ -8,7 +8,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -153,10 +153,10 @@ class RetrievalData:
         """[M, C] vectors of all captions to train on, of a frozen encoder."""
         return self.features.read(self.encoders.text.pooling)
 
-    def _captions(self, chosen: Sequence[int], epoch: int) -> NDArray[np.int64]:
+    def _captions(self, chosen: NDArray[np.int64], epoch: int) -> NDArray[np.int64]:
         """[N, captions] places among all captions: some of each picture's, all of them in turn where it has fewer."""
         most, made = self.config.sampler.captions, []
-        for place in chosen:
+        for place in chosen.tolist():
             random = np.random.default_rng([self.config.sampler.seed, 2, epoch, place])
             order = random.permutation(len(self._pairs[place].captions))
             made.append(self._starts[place] + np.resize(order, most))

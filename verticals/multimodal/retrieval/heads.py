@@ -8,6 +8,8 @@ Legend: B picture, M text, P place, L word, K class, C channel, D numbers of an 
 
 from __future__ import annotations
 
+import math
+
 import torch
 from pydantic import Field
 from torch import Tensor, nn
@@ -54,8 +56,8 @@ class PictureHead(nn.Module):
         if num_classes:
             self.norm_classes = nn.LayerNorm(num_classes)
             self.prior = nn.Parameter(torch.full((config.num,), PRIOR))
-            self.register_buffer("class_words", torch.zeros(num_classes, width))
-            self.register_buffer("class_mean", torch.zeros(width))
+            self.class_words = nn.Buffer(torch.zeros(num_classes, width))
+            self.class_mean = nn.Buffer(torch.zeros(width))
         if config.queries:
             self.norm_places = nn.LayerNorm(num_channels)
             self.key = nn.Linear(num_channels, ATTENTION)
@@ -98,13 +100,14 @@ class TextHead(nn.Module):
 
     def __init__(self, num_channels: int, width: int, config: HeadConfig) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(nn.Linear(num_channels, width) for _ in range(config.num))
+        layers = [nn.Linear(num_channels, width) for _ in range(config.num)]
         self.is_own_space = width == num_channels
         if self.is_own_space:
-            for layer in self.layers:
+            for layer in layers:
                 nn.init.zeros_(layer.weight)
                 nn.init.zeros_(layer.bias)
-        self.register_buffer("mean", torch.zeros(num_channels))
+        self.layers = nn.ModuleList(layers)
+        self.mean = nn.Buffer(torch.zeros(num_channels))
         self.dropout = nn.Dropout(config.text_dropout)
 
     def forward(self, pooled: Tensor) -> Tensor:
@@ -118,9 +121,11 @@ class TextHead(nn.Module):
 
 def embedding(heads: Tensor) -> Tensor:
     """[B, heads, D] -> [B, heads * D] of length 1: its cosine is the mean of the heads' cosines."""
-    return heads.flatten(1) / heads.shape[1] ** 0.5
+    whole: Tensor = heads.flatten(1) / math.sqrt(heads.shape[1])
+    return whole
 
 
 def _spread(features: Tensor) -> Tensor:
     """Large values closer together: networks of pictures have few that are huge."""
-    return features.sign() * features.abs().log1p()
+    spread: Tensor = features.sign() * features.abs().log1p()
+    return spread
