@@ -43,7 +43,8 @@ def test_squash_shows_all_of_it() -> None:
 def test_a_view_is_a_part_and_its_mirror_image() -> None:
     how = Preprocessing(size=32, fit="squash")
     left = prepared(PICTURE, how, View((0.0, 0.0, 0.5, 1.0)))
-    assert np.array_equal(left[:, :, :-3], prepared(PICTURE[:, :45], how)[:, :, :-3])  # its edge sees what lies beyond
+    half = prepared(PICTURE[:, :45], how)
+    assert np.abs(left[:, :, :-3].astype(int) - half[:, :, :-3]).max() <= 1  # its edge sees what lies beyond
     assert np.array_equal(prepared(PICTURE, how, View(mirrored=True)), prepared(PICTURE, how)[:, :, ::-1])
 
 
