@@ -43,6 +43,8 @@ class Approximate:
                 int(record["probes"]),
                 float(record["recall"]),
             )
+            if self._index.ntotal != self.num_rows:
+                raise ValueError("its parts are of two builds")
         except (RuntimeError, OSError, ValueError, KeyError, TypeError) as error:
             raise ArtifactError(f"{path} is damaged ({type(error).__name__}); remove it: it is built again") from None
 

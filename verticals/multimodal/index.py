@@ -3,11 +3,15 @@
 One folder: `index.db` is the list and says what counts; `vectors-N.f32` holds the embeddings, a row each, and `details-N.f16` what a
 matching head looks at. Rows are written first and count from the moment that the list is committed: after `kill -9`, or on a full
 disk, the index is the old one or the new one. Where many rows are deleted the rest move together, into files N + 1.
+
+All rows are compared, up to a number; beyond it `nearest-N.faiss` is built beside the searches, and built again where enough rows came
+since: those are compared one by one meanwhile.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -17,10 +21,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from core.durable.database import Database
-from core.errors import ArtifactError, Conflict, DataError
-from verticals.multimodal.exact import search
+from core.errors import ArtifactError, Conflict, DataError, VerticalsError
+from verticals.multimodal.approximate import Approximate
+from verticals.multimodal.exact import Found, merged, search
 from verticals.multimodal.rows import Rows
 
+logger = logging.getLogger(__name__)
 LAYOUT = "index 1"
 TABLES = """
 CREATE TABLE head (model TEXT NOT NULL, width INTEGER NOT NULL, detail_width INTEGER NOT NULL, generation INTEGER NOT NULL,
@@ -36,6 +42,10 @@ LEAST_DELETED = 1_000
 DELETED_SHARE = 0.2
 BLOCK = 8_192
 """Rows that move at a time."""
+EXACT_UP_TO = 200_000
+"""Items that are all compared: some ten milliseconds of two cores."""
+REST_SHARE = 0.2
+"""Of the rows, that came since the approximate search was built, from which on it is built again."""
 PARAMETERS = 500
 """Values of one SQL query."""
 
@@ -92,17 +102,28 @@ class _State(NamedTuple):
     is_there: NDArray[np.bool_]
     """[N]"""
     num_items: int
+    nearest: Approximate | None
+    """Of the first rows; None where all are compared."""
 
 
 class Index:
     """Any thread may call; one process writes."""
 
-    def __init__(self, folder: Path, *, model: str | None = None, width: int = 0, detail_width: int = 0) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        model: str | None = None,
+        width: int = 0,
+        detail_width: int = 0,
+        exact_up_to: int = EXACT_UP_TO,
+    ) -> None:
         """
         Args:
             model: version whose embeddings these are; None opens an index that is there, whosever it is.
             width: of an embedding of a new index.
             detail_width: of an item's detail; 0 keeps none.
+            exact_up_to: items that are all compared.
 
         Raises:
             ArtifactError: the index is damaged, or another process writes it.
@@ -110,7 +131,9 @@ class Index:
             Unavailable: the disk is full.
         """
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self._folder, self._lock = folder, threading.Lock()
+        self._folder, self._lock, self._exact_up_to = folder, threading.Lock(), exact_up_to
+        self._builder: threading.Thread | None = None
+        self._closed = False
         self._list = Database(folder / "index.db", schema=TABLES, layout=LAYOUT)
         try:
             if not self._list.rows("SELECT 1 FROM head"):
@@ -125,12 +148,13 @@ class Index:
             keys = np.zeros(rows, np.int64)
             listed = np.array(self._list.rows("SELECT row, key FROM item"), np.int64).reshape(-1, 2)
             keys[listed[:, 0]] = listed[:, 1]
-            self._state = self._files.state(keys)
+            self._state = self._files.state(keys, self._files.nearest())
             deleted = np.flatnonzero(keys == 0)
             self._files.blank(deleted[self._state.vectors[deleted].any(axis=1)].tolist())  # a crash came before
         except BaseException:
             self._list.close()
             raise
+        self._approximate()
 
     def __len__(self) -> int:
         return self._state.num_items
@@ -205,7 +229,7 @@ class Index:
         """
         self._check(model)
         state = self._state
-        found = search(state.vectors, queries, num, state.is_there)
+        found = _found(state, np.ascontiguousarray(queries, np.float32), num)
         kept = self._items_of(np.unique(state.keys[found.rows]).tolist())
         return [
             [
@@ -240,6 +264,9 @@ class Index:
 
     def close(self) -> None:
         """Calls in other threads must have ended."""
+        self._closed = True
+        if self._builder is not None:
+            self._builder.join()
         self._files.close()
         self._list.close()
 
@@ -271,9 +298,10 @@ class Index:
     def _replace(self, keys: NDArray[np.int64], deleted: list[int]) -> None:
         """What was committed is what is searched from now on."""
         keys[deleted] = 0
-        self._state = self._files.state(keys)
+        self._state = self._files.state(keys, self._state.nearest)
         self._files.blank(deleted)
         self._tidy()
+        self._approximate()
 
     def _tidy(self) -> None:
         """Moves the rows together where many are deleted."""
@@ -290,15 +318,34 @@ class Index:
             cursor.executemany("UPDATE item SET row = ? WHERE row = ?", moves)  # in order: the new place is always free
             cursor.execute("UPDATE head SET generation = ?, rows = ?", (made.generation, len(kept)))
         old, self._files = self._files, made
-        self._state = made.state(state.keys[kept])
+        self._state = made.state(state.keys[kept], None)
         old.close()
         self._remove_others()
 
     def _remove_others(self) -> None:
         """Files of other generations: what a crash left, or what rows moved out of. Searches that began with them go on."""
-        for path in [*self._folder.glob("vectors-*"), *self._folder.glob("details-*")]:
+        for path in [path for kind in ("vectors", "details", "nearest") for path in self._folder.glob(f"{kind}-*")]:
             if path not in self._files.paths:
                 path.unlink()
+
+    def _approximate(self) -> None:
+        """Has the approximate search built beside all others, where there are so many items, or so many new ones."""
+        state = self._state
+        known = state.nearest.num_rows if state.nearest else 0
+        is_wanted = state.num_items > self._exact_up_to and len(state.keys) - known > REST_SHARE * len(state.keys)
+        if is_wanted and not (self._builder and self._builder.is_alive()):
+            self._builder = threading.Thread(target=self._build, args=(self._files, state), name="nearest", daemon=True)
+            self._builder.start()
+
+    def _build(self, files: _Files, state: _State) -> None:
+        try:
+            made = Approximate.build(state.vectors, files.nearest_path)
+        except VerticalsError as error:  # the edge of this thread: rows are compared one by one as before
+            logger.error("the approximate search was not built: %s", str(error))
+            return
+        with self._lock:
+            if not self._closed and files is self._files:  # else rows have moved meanwhile
+                self._state = self._state._replace(nearest=made)
 
 
 class _Files:
@@ -311,14 +358,29 @@ class _Files:
         self._details = Rows(details, width=detail_width, dtype=np.float16) if detail_width else None
 
     @property
-    def paths(self) -> list[Path]:
-        return [rows.path for rows in (self._vectors, self._details) if rows is not None]
+    def nearest_path(self) -> Path:
+        return self._vectors.path.with_name(f"nearest-{self.generation}.faiss")
 
-    def state(self, keys: NDArray[np.int64]) -> _State:
+    @property
+    def paths(self) -> list[Path]:
+        rows = [rows.path for rows in (self._vectors, self._details) if rows is not None]
+        return [*rows, self.nearest_path, self.nearest_path.with_suffix(".json")]
+
+    def nearest(self) -> Approximate | None:
+        """As it was built before; None where it is not there, or damaged, which is logged."""
+        if not self.nearest_path.exists():
+            return None
+        try:
+            return Approximate(self.nearest_path)
+        except ArtifactError as error:
+            logger.error("%s", str(error))
+            return None
+
+    def state(self, keys: NDArray[np.int64], nearest: Approximate | None) -> _State:
         """What searches see of the first rows."""
         details = self._details.view(len(keys)) if self._details is not None else None
         there = keys > 0
-        return _State(self._vectors.view(len(keys)), details, keys, there, int(there.sum()))
+        return _State(self._vectors.view(len(keys)), details, keys, there, int(there.sum()), nearest)
 
     def write(self, first: int, items: Sequence[Item]) -> None:
         self._vectors.write(first, np.stack([item.vector for item in items]))
@@ -344,6 +406,16 @@ class _Files:
         for file in (self._vectors, self._details):
             if file is not None:
                 file.close()
+
+
+def _found(state: _State, queries: NDArray[np.float32], num: int) -> Found:
+    """The best rows: all compared, or those that the approximate search finds and what came since."""
+    nearest = state.nearest
+    if nearest is None or not len(queries):
+        return search(state.vectors, queries, num, state.is_there)
+    rest = search(state.vectors[nearest.num_rows :], queries, num, state.is_there[nearest.num_rows :])
+    known = nearest.search(queries, num, state.vectors, state.is_there)
+    return merged([known, rest._replace(rows=rest.rows + nearest.num_rows)], num)
 
 
 def _record(item: Item) -> str:
