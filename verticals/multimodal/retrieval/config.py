@@ -91,13 +91,13 @@ def default() -> RetrievalConfig:
     """Synthetic pictures, where no source is given; both networks learn from nothing in two minutes or three on two cores."""
     return debug().override(
         [
-            "data.synthetic.num_pictures=700",
+            "data.synthetic.num_pictures=900",
             "data.synthetic.size=96",
             "data.synthetic.two=0.6",
             "data.synthetic.captions=3",
             "model.vision.preprocessing.size=96",
             "sampler.batch_size=32",
-            "fit.epochs=20",
+            "fit.epochs=25",
         ]
     )
 
