@@ -21,7 +21,7 @@ from PIL import Image
 from core.data.pictures import Picture, read_picture
 from core.durable.files import flush, remove, written
 from core.errors import DataError, Unavailable
-from verticals.multimodal.index import Hit, Index, Item, UnknownItem
+from verticals.multimodal.index import EXACT_UP_TO, Hit, Index, Item, UnknownItem
 from verticals.multimodal.retrieval.predictor import Encoded, Request, RetrievalPredictor
 
 BATCH = 64
@@ -68,16 +68,23 @@ class Collection:
     """Any thread may call."""
 
     def __init__(
-        self, folder: Path, live: Callable[[], RetrievalPredictor], *, most_pixels: int, kept_pixels: int
+        self,
+        folder: Path,
+        live: Callable[[], RetrievalPredictor],
+        *,
+        most_pixels: int,
+        kept_pixels: int,
+        exact_up_to: int = EXACT_UP_TO,
     ) -> None:
         """
         Args:
             live: the model that answers now.
             most_pixels: of a picture.
             kept_pixels: longest side of what is kept of it; 0 keeps nothing.
+            exact_up_to: items that are all compared.
         """
         self._folder, self._live = folder, live
-        self._most_pixels, self._kept_pixels = most_pixels, kept_pixels
+        self._most_pixels, self._kept_pixels, self._exact_up_to = most_pixels, kept_pixels, exact_up_to
         self._indexes: dict[str, Index] = {}
         self._changes = threading.Lock()
         """Held by whoever changes the index: a move to the next model ends between two changes."""
@@ -99,7 +106,9 @@ class Collection:
         try:
             if current and model.version not in current:
                 self._move(self._opened(current[-1]), model)
-            self._indexes[model.version] = Index(place, model=model.version, width=model.width)
+            self._indexes[model.version] = Index(
+                place, model=model.version, width=model.width, exact_up_to=self._exact_up_to
+            )
             for name in current:
                 if name != model.version:
                     _mark(self._folder / name)

@@ -228,6 +228,7 @@ class Multimodal:
             lambda: self._loader.live.model,
             most_pixels=self._settings.most_pixels,
             kept_pixels=self._settings.kept_pixels,
+            exact_up_to=self._settings.exact_up_to,
         )
         self._loader.start()
 

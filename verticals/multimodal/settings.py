@@ -27,6 +27,8 @@ class Settings:
     """Of one request."""
     most_pixels: int
     """Of a picture."""
+    exact_up_to: int
+    """Items that are all compared; with more the search is approximate."""
     kept_pixels: int
     """Longest side of the pictures that are kept, for the page and for the next model's embeddings; 0 keeps none."""
 
@@ -46,5 +48,6 @@ def from_environment() -> Settings:
         threads=whole("VERTICALS_THREADS", cores()),
         upload_bytes=int(1e9 * positive("VERTICALS_UPLOAD_GB", 0.5)),
         most_pixels=int(1e6 * positive("VERTICALS_PICTURE_MEGAPIXELS", 100)),
+        exact_up_to=whole("VERTICALS_EXACT_UP_TO", 200_000),
         kept_pixels=int(kept),
     )
