@@ -17,8 +17,9 @@ from core.errors import ConfigError
 from core.inference import artifact as artifacts
 from core.inference.model import config_of, network_of
 from core.inference.session import Precision
-from pipelines.chain import Chain, Importance, Method
+from pipelines.chain import Chain, Importance
 from pipelines.model import find
+from pipelines.parts import Method
 
 
 def compress(

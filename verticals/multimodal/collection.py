@@ -102,6 +102,8 @@ class Collection:
         current = self._current()
         place = self._folder / model.version
         if model.version not in current:
+            if former := self._indexes.pop(model.version, None):  # released before, and again now
+                former.close()
             remove(place)
         try:
             if current and model.version not in current:
@@ -141,13 +143,11 @@ class Collection:
             items, cuts = [], []
             for first in range(0, len(made), BATCH):
                 part = made[first : first + BATCH]
-                for (entry, id, picture), answer in zip(
-                    part, model([_request(entry, picture) for entry, _, picture in part]), strict=True
-                ):
+                answers = model([Request(picture, entry.caption) for entry, _, picture in part])
+                for (entry, id, picture), answer in zip(part, answers, strict=True):
                     items.append(self._item(entry, id, picture, answer))
                     cuts.append(answer.cut)
-            known = {item.id for item in items if index.has(item.id)} if replace else set()
-            index.add(items, model=model.version, replace=replace)
+            known = index.add(items, model=model.version, replace=replace)
         return [Indexed(item.id, item.id in known, cut) for item, cut in zip(items, cuts, strict=True)]
 
     def delete(self, ids: Sequence[str]) -> None:
@@ -313,7 +313,3 @@ def _mark(folder: Path) -> None:
     with written():
         (folder / SUPERSEDED).touch()
         flush(folder)
-
-
-def _request(entry: Entry, picture: Picture) -> Request:
-    return Request(picture, entry.caption)

@@ -159,7 +159,7 @@ class Index:
     def __len__(self) -> int:
         return self._state.num_items
 
-    def add(self, items: Iterable[Item], *, model: str, replace: bool = False) -> int:
+    def add(self, items: Iterable[Item], *, model: str, replace: bool = False) -> set[str]:
         """Adds items, all or none; when this returns they survive a power cut.
 
         Args:
@@ -167,7 +167,7 @@ class Index:
             replace: whether an item takes the place of the one that has its id; else such an id is refused.
 
         Returns:
-            How many took the place of others.
+            Ids of those that took the place of others.
 
         Raises:
             OtherModel: the index holds another's embeddings.
@@ -181,7 +181,7 @@ class Index:
         if twice := _first_twice(item.id for item in given):
             raise DataError(f"the id {twice!r} comes twice; give each picture an id of its own")
         if not given:
-            return 0
+            return set()
         with self._lock:
             state = self._state
             first = len(state.keys)
@@ -203,7 +203,7 @@ class Index:
                 made = cursor.execute("SELECT key FROM item WHERE row >= ? ORDER BY row", (first,)).fetchall()
             keys = np.concatenate([state.keys, np.array(made, np.int64).ravel()])
             self._replace(keys, list(known.values()))
-        return len(known)
+        return set(known)
 
     def delete(self, ids: Sequence[str]) -> None:
         """Deletes items, all or none; their embeddings are overwritten.
@@ -250,9 +250,6 @@ class Index:
         row, metadata, thumbnail = rows[0]
         detail = None if state.details is None else np.array(state.details[row])
         return Item(id, np.array(state.vectors[row]), json.loads(metadata), detail, thumbnail)
-
-    def has(self, id: str) -> bool:
-        return bool(self._known([id]))
 
     def keys(self) -> dict[int, str]:
         """Ids by key: a key is given once, to one item."""

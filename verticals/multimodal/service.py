@@ -56,7 +56,9 @@ class NewPicture(Upload):
 class Archive(Upload):
     """Many pictures to index."""
 
-    archive: Path = Field(description="A tar of webdataset: KEY.jpg with KEY.txt or KEY.json; the key is the id.")
+    archive: Path = Field(
+        description="A tar of webdataset: KEY.jpg with KEY.txt or KEY.json; the key is the id, the first caption counts."
+    )
     replace: bool = Field(False, description="Whether they take the places of the items of their ids.")
 
 

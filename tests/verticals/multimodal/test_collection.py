@@ -169,6 +169,14 @@ def test_the_next_model_gets_all_that_the_old_one_has_and_what_changes_meanwhile
     (hit,), _, version = shelf.collection.search(picture=png(SCENES[35]), count=1)
     assert hit.id == "s2"
     assert version.endswith("2")
+    former = model(trained, "20260101t000000-00000001")
+    shelf.collection.open(former)  # released again, in the same process
+    shelf.live = former
+    shelf.collection.add([Entry(png(SCENES[38]), "back")])
+    shelf.collection.delete(["back"])
+    assert set(shelf.collection.ids(99, after="")) == expected
+    shelf.collection.open(new)  # type: ignore[arg-type]
+    shelf.live = new  # type: ignore[assignment]
     shelf.collection.close()
     again = Shelf(tmp_path / "index", new)  # type: ignore[arg-type]
     assert set(again.collection.ids(99, after="")) == expected

@@ -3,7 +3,7 @@
 The space is the text encoder's own to begin with: a text stays where it is, and is moved by what is learned. A picture begins where
 the words for its encoder's classes are. So little has to be learned from few captions.
 
-Legend: B picture, M text, P place, L word, K class, C channel, D numbers of an embedding.
+Legend: B picture, M text, K class, C channel, D numbers of an embedding.
 """
 
 from __future__ import annotations
@@ -31,8 +31,6 @@ class HeadConfig(Config):
     """Heads that are trained side by side; an embedding is what all of them say."""
     width: int = Field(0, ge=0)
     """Numbers of a head's embedding; 0 takes the text encoder's channels, so that its space is the start."""
-    queries: int = Field(0, ge=0)
-    """Learned questions that look at places, beside the picture as a whole."""
     dropout: float = Field(0.3, ge=0, lt=1)
     """Of a picture's features."""
     text_dropout: float = Field(0.1, ge=0, lt=1)
@@ -42,29 +40,20 @@ class HeadConfig(Config):
 class PictureHead(nn.Module):
     """A picture's features to its embedding."""
 
-    def __init__(
-        self, num_pooled: int, num_places: int, num_channels: int, num_classes: int, width: int, config: HeadConfig
-    ) -> None:
+    def __init__(self, num_pooled: int, num_classes: int, width: int, config: HeadConfig) -> None:
         """
         Args:
             num_classes: whose words are known; 0 where the encoder's classes are no features.
         """
         super().__init__()
-        self.num_classes, self.queries = num_classes, config.queries
+        self.num_classes = num_classes
         self.norm = nn.LayerNorm(num_pooled)
-        size = num_pooled + num_classes
         if num_classes:
             self.norm_classes = nn.LayerNorm(num_classes)
             self.prior = nn.Parameter(torch.full((config.num,), PRIOR))
             self.class_words = nn.Buffer(torch.zeros(num_classes, width))
             self.class_mean = nn.Buffer(torch.zeros(width))
-        if config.queries:
-            self.norm_places = nn.LayerNorm(num_channels)
-            self.key = nn.Linear(num_channels, ATTENTION)
-            self.where = nn.Parameter(torch.zeros(num_places, ATTENTION))
-            self.query = nn.Parameter(torch.randn(config.queries, ATTENTION) * 0.05)
-            size += config.queries * num_channels
-        self.layers = nn.ModuleList(nn.Linear(size, width) for _ in range(config.num))
+        self.layers = nn.ModuleList(nn.Linear(num_pooled + num_classes, width) for _ in range(config.num))
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, features: VisionFeatures) -> Tensor:
@@ -74,10 +63,6 @@ class PictureHead(nn.Module):
         if self.num_classes:
             parts.append(self.norm_classes(_spread(features.classes)))
             words = F.normalize(self.words(features.classes), dim=-1)
-        if self.queries:
-            places = self.norm_places(_spread(features.places))
-            weights = ((self.key(places) + self.where) @ self.query.T / ATTENTION**0.5).softmax(1)
-            parts.append((weights.transpose(1, 2) @ places).flatten(1))
         whole = torch.cat(parts, 1)
         made = [layer(self.dropout(whole)) for layer in self.layers]
         if words is not None:
@@ -89,10 +74,6 @@ class PictureHead(nn.Module):
         chances = (classes / SOFTNESS).softmax(-1)
         found: Tensor = chances @ self.class_words - self.class_mean
         return found
-
-
-ATTENTION = 128
-"""Channels in which a question is compared with places."""
 
 
 class TextHead(nn.Module):

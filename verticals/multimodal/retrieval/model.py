@@ -97,8 +97,6 @@ class RetrievalNet(nn.Module):
         self.heads = Heads(
             PictureHead(
                 vision.num_pooled,
-                vision.num_places,
-                vision.num_channels,
                 vision.num_classes if config.vision.classes else 0,
                 width,
                 config.heads,

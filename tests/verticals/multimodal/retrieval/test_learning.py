@@ -77,7 +77,7 @@ def frozen(*changes: str) -> RetrievalConfig:
 def test_frozen_encoders_are_read_once_and_stay_as_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = frozen(
         f"sampler.cache={tmp_path}",
-        "model.heads.queries=2",
+        "model.heads.num=2",
         "sampler.hard=0.5",
         "sampler.views=2",
         "sampler.least_area=0.7",
