@@ -10,23 +10,20 @@ import json
 import os
 import subprocess
 import sys
-import threading
 import time
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute
 import pyarrow.parquet
 
+from benchmarks.load import compared, loaded
 from benchmarks.tables import Record, table
-from core.inference.timing import Taken, quantiles
 
 NAME = "finance.fraud"
 ROOT = Path(__file__).resolve().parents[1]
-CLIENTS = (1, 8, 32)
 START = datetime(2026, 3, 1, 12, tzinfo=UTC)
 GROWTH = (1, 4, 16)
 
@@ -66,24 +63,11 @@ def over_http(quick: bool, folder: Path) -> list[Record]:
     try:
         wait_until_ready(server)
         port = int(server.url.rpartition(":")[2])
-        taken = _load(port, requests=96 if quick else 1600, rounds=1 if quick else 4)
+        taken = loaded(port, ("noop", "score"), _transaction, requests=96 if quick else 1600, rounds=1 if quick else 4)
         batches = [_batch(port, f"batch-{turn}", 1_000 if quick else 10_000) for turn in range(1 if quick else 3)]
     finally:
         stop(server)
-    rows: list[Record] = []
-    for clients in CLIENTS:
-        idle = float(np.median(taken[clients, "noop"][0]))
-        for endpoint in ("noop", "score"):
-            times, seconds = taken[clients, endpoint]
-            rows.append(
-                {
-                    "clients": clients,
-                    "endpoint": endpoint,
-                    **quantiles(Taken(times)),
-                    "requests_per_second": len(times) / seconds,
-                    "times_noop": float(np.median(times)) / idle,
-                }
-            )
+    rows = compared(taken)
     table(
         "(d) Over HTTP: one worker, debug model, store with synchronous=full; each client has a card of its own and keeps its connection",
         rows,
@@ -121,54 +105,16 @@ def _batch(port: int, name: str, count: int) -> tuple[int, float]:
     return count, seconds
 
 
-def _load(port: int, *, requests: int, rounds: int) -> dict[tuple[int, str], tuple[Any, float]]:
-    """(clients, endpoint) -> milliseconds of every request, and the seconds they took together; the endpoints take turns."""
-    times: dict[tuple[int, str], list[float]] = {}
-    spent: dict[tuple[int, str], float] = {}
-    for turn in range(rounds + 1):
-        for clients in CLIENTS:
-            for endpoint in ("noop", "score"):
-                each = max(4, requests // rounds // clients)
-                found: list[list[float]] = [[] for _ in range(clients)]
-                names = [f"{turn}-{clients}-{client}" for client in range(clients)]
-                threads = [
-                    threading.Thread(target=_client, args=(port, endpoint, name, each, mine))
-                    for name, mine in zip(names, found, strict=True)
-                ]
-                begun = time.perf_counter()
-                for thread in threads:
-                    thread.start()
-                for thread in threads:
-                    thread.join()
-                seconds = time.perf_counter() - begun
-                if missing := [name for name, mine in zip(names, found, strict=True) if len(mine) < each]:
-                    raise SystemExit(f"{endpoint}: requests of {len(missing)} of {clients} clients failed")
-                if turn:  # the first one warms up
-                    times.setdefault((clients, endpoint), []).extend(value for mine in found for value in mine)
-                    spent[clients, endpoint] = spent.get((clients, endpoint), 0.0) + seconds
-    return {key: (np.array(values), spent[key]) for key, values in times.items()}
-
-
-def _client(port: int, endpoint: str, name: str, count: int, found: list[float]) -> None:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
-    for number in range(count):
-        body = json.dumps(
-            {
-                "transaction_id": f"{name}-{number}",
-                "time": (START + timedelta(minutes=number)).isoformat(),
-                "customer": f"card-{name}",
-                "terminal": f"terminal-{number % 5}-{name}",
-                "amount": 20.0 + number % 7,
-            }
-        ).encode()
-        start = time.perf_counter()
-        connection.request("POST", f"/{endpoint}", body, {"Content-Type": "application/json"})
-        answer = connection.getresponse()
-        text = answer.read()
-        if answer.status != 200:
-            raise RuntimeError(f"{endpoint} answered {answer.status}: {text[:300]!r}")
-        found.append((time.perf_counter() - start) * 1e3)
-    connection.close()
+def _transaction(name: str, number: int) -> bytes:
+    """Of a client's own card."""
+    transaction = {
+        "transaction_id": f"{name}-{number}",
+        "time": (START + timedelta(minutes=number)).isoformat(),
+        "customer": f"card-{name}",
+        "terminal": f"terminal-{number % 5}-{name}",
+        "amount": 20.0 + number % 7,
+    }
+    return json.dumps(transaction).encode()
 
 
 # -- a file larger than memory -----------------------------------------------------------------------------------------

@@ -6,7 +6,9 @@ Legend: N picture, V view, M caption, F feature, C channel.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,7 +21,8 @@ Similarity = Callable[[Floats, Floats], Floats]
 """Pictures [N, V, F] and captions [M, C] -> [N, M]."""
 
 
-class Known(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Known:
     """What is learned from."""
 
     pictures: Floats
@@ -30,17 +33,13 @@ class Known(NamedTuple):
     """[M]"""
 
 
-class Settings(NamedTuple):
-    """Of a peer that is trained."""
-
-    width: int = 512
-    rate: float = 1e-3
-    decay: float = 0.0
-    epochs: int = 30
-    batch: int = 128
+WIDTH, EPOCHS, BATCH = 512, 30, 128
+"""Of the peers that are trained."""
+COMPONENTS, DIRECTIONS = 200, 128
+"""Principal components of either side, and canonical directions of them, of which the first are kept."""
 
 
-def hinge(known: Known, settings: Settings, *, seed: int = 0, margin: float = 0.2) -> Similarity:
+def hinge(known: Known, *, rate: float, margin: float, seed: int = 0) -> Similarity:
     """A linear visual-semantic embedding: the sum of hinges over a batch, both ways.
 
     Source:
@@ -55,10 +54,10 @@ def hinge(known: Known, settings: Settings, *, seed: int = 0, margin: float = 0.
         columns = F.relu(margin + similarity - right[None])[others].sum()
         return (rows + columns) / len(right)
 
-    return _linear(known, settings, loss, seed, scaled=False)
+    return _linear(known, loss, rate=rate, decay=0.0, scaled=False, seed=seed)
 
 
-def softmax(known: Known, settings: Settings, *, seed: int = 0) -> Similarity:
+def softmax(known: Known, *, rate: float, decay: float, seed: int = 0) -> Similarity:
     """The plain dual encoder with open_clip's recipe: linear projections, one learned temperature, AdamW, warm-up and cosine.
 
     Source:
@@ -69,29 +68,27 @@ def softmax(known: Known, settings: Settings, *, seed: int = 0) -> Similarity:
         right = torch.arange(len(similarity))
         return (F.cross_entropy(similarity, right) + F.cross_entropy(similarity.T, right)) / 2
 
-    return _linear(known, settings, loss, seed, scaled=True)
+    return _linear(known, loss, rate=rate, decay=decay, scaled=True, seed=seed)
 
 
 def _linear(
-    known: Known, settings: Settings, loss: Callable[[Tensor, Tensor], Tensor], seed: int, *, scaled: bool
+    known: Known, loss: Callable[[Tensor, Tensor], Tensor], *, rate: float, decay: float, scaled: bool, seed: int
 ) -> Similarity:
     torch.manual_seed(seed)
     random = np.random.default_rng(seed)
     pictures, captions = torch.from_numpy(known.pictures), torch.from_numpy(known.captions)
     num, views, size = pictures.shape
-    seen = nn.Sequential(nn.LayerNorm(size), nn.Linear(size, settings.width))
-    read = nn.Linear(captions.shape[1], settings.width)
+    seen = nn.Sequential(nn.LayerNorm(size), nn.Linear(size, WIDTH))
+    read = nn.Linear(captions.shape[1], WIDTH)
     scale = nn.Parameter(torch.tensor(float(np.log(1 / 0.07))))
     parameters = [*seen.parameters(), *read.parameters(), *([scale] if scaled else [])]
-    optimizer = torch.optim.AdamW(
-        parameters, lr=settings.rate, weight_decay=settings.decay, betas=(0.9, 0.98), eps=1e-6
-    )
-    steps = num // settings.batch * settings.epochs
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, settings.rate, total_steps=steps + 1, pct_start=0.1)
+    optimizer = torch.optim.AdamW(parameters, lr=rate, weight_decay=decay, betas=(0.9, 0.98), eps=1e-6)
+    steps = num // BATCH * EPOCHS
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps + 1, pct_start=0.1)
     own_captions = [np.flatnonzero(known.owner == place) for place in range(num)]
-    for _ in range(settings.epochs):
+    for _ in range(EPOCHS):
         order = random.permutation(num)
-        for batch in order[: num // settings.batch * settings.batch].reshape(-1, settings.batch):
+        for batch in order[: num // BATCH * BATCH].reshape(-1, BATCH):
             view = torch.from_numpy(random.integers(views, size=len(batch)))
             texts = torch.from_numpy(np.array([random.choice(own_captions[place]) for place in batch]))
             a = F.normalize(seen(pictures[torch.from_numpy(batch), view]), dim=-1)
@@ -111,37 +108,43 @@ def _linear(
     return similar
 
 
-def correlation(known: Known, *, parts: int, kept: int, power: float) -> Similarity:
+def correlation(known: Known, *, kept: int, power: float) -> Similarity:
     """Canonical correlation, each direction weighed by a power of its correlation; scikit-learn's, after principal components.
 
     Args:
-        parts: principal components of either side.
-        kept: directions.
+        kept: directions, the first `kept` of `DIRECTIONS`: they are found one after the other.
 
     Source:
         Gong et al., A Multi-View Embedding Space for Modeling Internet Images, Tags, and their Semantics, 2014 (arXiv:1212.4522).
     """
-    from sklearn.cross_decomposition import CCA
-    from sklearn.decomposition import PCA
-    from sklearn.preprocessing import StandardScaler
-
-    x, y = known.pictures.mean(1)[known.owner], known.captions
-    of_pictures, of_captions = (
-        StandardScaler().fit(known.pictures.mean(1)),
-        StandardScaler().fit(known.captions),
-    )
-    few_x = PCA(parts, random_state=0).fit(of_pictures.transform(known.pictures.mean(1)))
-    few_y = PCA(parts, random_state=0).fit(of_captions.transform(y))
-    a, b = few_x.transform(of_pictures.transform(x)), few_y.transform(of_captions.transform(y))
-    model = CCA(kept, max_iter=2000).fit(a, b)
-    u, v = model.transform(a, b)
-    weights = np.array([max(0.0, np.corrcoef(u[:, k], v[:, k])[0, 1]) for k in range(kept)]) ** power
+    of_pictures, of_captions, model, strength = _canonical(known)
+    weights = strength[:kept] ** power
 
     def similar(asked: Floats, said: Floats) -> Floats:
-        left = model.transform(few_x.transform(of_pictures.transform(asked.mean(1)))) * weights
-        blank = np.zeros((len(said), parts))
-        right = model.transform(blank, few_y.transform(of_captions.transform(said)))[1] * weights
+        left = model.transform(of_pictures.transform(asked.mean(1)))[:, :kept] * weights
+        blank = np.zeros((len(said), model.n_features_in_))
+        right = model.transform(blank, of_captions.transform(said))[1][:, :kept] * weights
         left, right = (side / np.linalg.norm(side, axis=1, keepdims=True) for side in (left, right))
         return np.asarray(left @ right.T, np.float32)
 
     return similar
+
+
+@lru_cache(maxsize=1)
+def _canonical(known: Known) -> tuple[Any, Any, Any, Floats]:
+    """Components of pictures and of captions, their canonical directions, and how strong each is."""
+    from sklearn.cross_decomposition import CCA
+    from sklearn.decomposition import PCA
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    pictures = known.pictures.mean(1)
+    of_pictures, of_captions = (
+        make_pipeline(StandardScaler(), PCA(min(COMPONENTS, *side.shape), random_state=0)).fit(side)
+        for side in (pictures, known.captions)
+    )
+    a, b = of_pictures.transform(pictures[known.owner]), of_captions.transform(known.captions)
+    model = CCA(min(DIRECTIONS, *a.shape, *b.shape), max_iter=2000).fit(a, b)
+    u, v = model.transform(a, b)
+    strength = [max(0.0, np.corrcoef(u[:, k], v[:, k])[0, 1]) for k in range(u.shape[1])]
+    return of_pictures, of_captions, model, np.array(strength, np.float32)

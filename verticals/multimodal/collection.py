@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,13 +17,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from core.data.pictures import Picture, read_picture
 from core.durable.files import flush, remove, written
 from core.errors import DataError, Unavailable
 from verticals.multimodal.index import EXACT_UP_TO, Hit, Index, Item, UnknownItem
-from verticals.multimodal.retrieval.predictor import Encoded, Request, RetrievalPredictor
+from verticals.multimodal.retrieval.evaluation import AGAIN
+from verticals.multimodal.retrieval.predictor import Encoded, Request, RetrievalPredictor, places_of
 
 BATCH = 64
 """Pictures that are encoded and added together."""
@@ -61,7 +64,7 @@ class Labelled(NamedTuple):
 
     label: str
     chance: float
-    cosine: float
+    score: float
 
 
 class Collection:
@@ -108,9 +111,7 @@ class Collection:
         try:
             if current and model.version not in current:
                 self._move(self._opened(current[-1]), model)
-            self._indexes[model.version] = Index(
-                place, model=model.version, width=model.width, exact_up_to=self._exact_up_to
-            )
+            self._indexes[model.version] = self._new(place, model)
             for name in current:
                 if name != model.version:
                     _mark(self._folder / name)
@@ -167,8 +168,10 @@ class Collection:
         model = self._live()
         shown = None if picture is None else self._picture(picture, "the picture")
         (answer,) = model([Request(shown, text)])
-        (hits,) = self._indexes[model.version].search(answer.query[None], count, model=model.version)
-        return hits, answer, model.version
+        is_again = shown is None and bool(model.places_shape)
+        wanted = max(count, AGAIN) if is_again else count
+        (hits,) = self._indexes[model.version].search(answer.query[None], wanted, model=model.version)
+        return (_again(model, hits, answer)[:count] if is_again else hits), answer, model.version
 
     def match(self, picture: Path | bytes, text: str) -> tuple[Encoded, str]:
         """Whether they belong together, and by which version. Raises DataError, CapacityError."""
@@ -191,11 +194,12 @@ class Collection:
         model = self._live()
         (shown,) = model([Request(self._picture(picture, "the picture"))])
         said = model([Request(text=template.replace(PLACEHOLDER, label)) for label in labels])
-        cosines = np.array([float(shown.picture @ answer.text) for answer in said])  # type: ignore[operator]
-        logits = model.match["slope"] * (cosines - cosines.max())
+        cosines = np.array([[float(shown.picture @ answer.text) for answer in said]], np.float32)  # type: ignore[operator]
+        (scores,) = model.scores(cosines.clip(-1, 1), places_of([shown]), said)
+        logits = model.match["slope"] * (scores - scores.max())
         chances = np.exp(logits) / np.exp(logits).sum()
-        order = np.argsort(-cosines, kind="stable")
-        found = [Labelled(labels[place], float(chances[place]), float(cosines[place])) for place in order]
+        order = np.argsort(-scores, kind="stable")
+        found = [Labelled(labels[place], float(chances[place]), float(scores[place])) for place in order]
         return found, model.version
 
     def get(self, id: str) -> Item:
@@ -230,7 +234,7 @@ class Collection:
 
     def _item(self, entry: Entry, id: str, picture: Picture, answer: Encoded) -> Item:
         metadata = {**entry.metadata, **({"caption": entry.caption} if entry.caption else {})}
-        return Item(id, answer.query, metadata, thumbnail=self._kept(picture))
+        return Item(id, answer.query, metadata, _detail(answer), self._kept(picture))
 
     def _kept(self, picture: Picture) -> bytes | None:
         if not self._kept_pixels:
@@ -252,11 +256,21 @@ class Collection:
             self._indexes[version] = Index(self._folder / version)
         return self._indexes[version]
 
+    def _new(self, folder: Path, model: RetrievalPredictor) -> Index:
+        """An index of this model, begun where there is none."""
+        return Index(
+            folder,
+            model=model.version,
+            width=model.width,
+            detail_width=math.prod(model.places_shape) if model.places_shape else 0,
+            exact_up_to=self._exact_up_to,
+        )
+
     def _move(self, old: Index, model: RetrievalPredictor) -> None:
         """Encodes what the old index holds, and at last what was changed in it meanwhile."""
         made = self._folder / f".{model.version}"
         remove(made)
-        new = Index(made, model=model.version, width=model.width)
+        new = self._new(made, model)
         try:
             copied = self._copy(old, new, model, {})
             with self._changes:
@@ -305,7 +319,23 @@ class Collection:
         caption = item.metadata.get("caption")
         picture = read_picture(item.thumbnail, num_channels=3, name=id)
         (answer,) = model([Request(picture, str(caption) if caption else None)])
-        return item._replace(vector=answer.query)
+        return item._replace(vector=answer.query, detail=_detail(answer))
+
+
+def _detail(answer: Encoded) -> NDArray[np.float16] | None:
+    """What the matching head looks at, as the index keeps it."""
+    return None if answer.places is None else answer.places.ravel().astype(np.float16)
+
+
+def _again(model: RetrievalPredictor, hits: Sequence[Hit], asked: Encoded) -> list[Hit]:
+    """What a text found, ordered by the matching head's word too."""
+    if not hits:
+        return []
+    places = np.array([hit.detail for hit in hits], np.float32).reshape(-1, *model.places_shape)
+    cosines = np.array([[hit.score] for hit in hits], np.float32)
+    scores = model.scores(cosines, places, [asked])[:, 0]
+    order = np.argsort(-scores, kind="stable")
+    return [hits[place]._replace(score=float(scores[place])) for place in order]
 
 
 def _mark(folder: Path) -> None:

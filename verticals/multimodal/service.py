@@ -142,7 +142,9 @@ class Found(BaseModel):
     """An item that is like the question."""
 
     id: str
-    score: float = Field(description="Cosine, 1 is the same.")
+    score: float = Field(
+        description="Cosine, 1 is the same; where a text asks and the model has a matching head, mixed with what that says."
+    )
     metadata: dict[str, Any]
 
 
@@ -159,7 +161,7 @@ class Answer(BaseModel):
 class Matched(BaseModel):
     """Whether a picture and a sentence belong together."""
 
-    score: float = Field(description="Cosine.")
+    score: float = Field(description="How alike they are, -1 to 1.")
     chance: float = Field(description="That they do, where as many pairs do as do not.")
     belongs: bool = Field(description="Whether that is more likely than not.")
     text_cut: bool
@@ -290,7 +292,7 @@ class Multimodal:
             answer, version = await asyncio.to_thread(self._collection.match, given.picture, given.text)
         chance = float(answer.chance or 0)
         return Matched(
-            score=float(answer.cosine or 0), chance=chance, belongs=chance > 0.5, text_cut=answer.cut, version=version
+            score=float(answer.score or 0), chance=chance, belongs=chance > 0.5, text_cut=answer.cut, version=version
         )
 
     @bentoml.api
@@ -303,7 +305,7 @@ class Multimodal:
                 self._collection.classify, given.picture, labels, template=given.template
             )
         return Classified(
-            labels=[Share(label=one.label, chance=one.chance, score=one.cosine) for one in found], version=version
+            labels=[Share(label=one.label, chance=one.chance, score=one.score) for one in found], version=version
         )
 
     @bentoml.api

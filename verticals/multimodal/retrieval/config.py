@@ -11,6 +11,7 @@ from core.config import Config
 from core.training.loop import FitConfig
 from core.training.optim import OptimConfig
 from verticals.multimodal.retrieval.heads import HeadConfig
+from verticals.multimodal.retrieval.matching import MatchConfig
 from verticals.multimodal.retrieval.model import ModelConfig, TextConfig, VisionConfig
 from verticals.multimodal.retrieval.synthetic import SyntheticConfig
 from verticals.multimodal.retrieval.task import LossConfig
@@ -81,6 +82,7 @@ def debug() -> RetrievalConfig:
                 frozen=False,
             ),
             heads=HeadConfig(dropout=0.0, text_dropout=0.0),
+            match=MatchConfig(grid=2, num_channels=32, dropout=0.0, text_dropout=0.0),
         ),
         sampler=SamplerConfig(batch_size=16, captions=1),
         fit=FitConfig(epochs=12, optim=OptimConfig(lr=3e-3, warmup=0.1)),
@@ -96,6 +98,7 @@ def default() -> RetrievalConfig:
             "data.synthetic.two=0.6",
             "data.synthetic.captions=3",
             "model.vision.preprocessing.size=96",
+            "model.match.grid=3",
             "sampler.batch_size=32",
             "fit.epochs=25",
         ]
@@ -109,7 +112,9 @@ def frozen() -> RetrievalConfig:
             vision=VisionConfig(name="resnet50", classes="imagenet"),
             text=TextConfig(name="sentence-transformers/all-MiniLM-L6-v2"),
             heads=HeadConfig(num=3),
+            match=MatchConfig(grid=4),
         ),
+        sampler=SamplerConfig(captions=1),
         fit=FitConfig(epochs=30, optim=OptimConfig(lr=1e-3, weight_decay=0.05, warmup=0.1)),
     )
 

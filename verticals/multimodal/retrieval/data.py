@@ -178,8 +178,17 @@ class RetrievalData:
             places,
             classes,
             self.read_captions[torch.from_numpy(captions.ravel())],
+            *self._words(captions.ravel()),
             *_owners(chosen, captions.shape[1]),
         )
+
+    def _words(self, captions: NDArray[np.int64]) -> tuple[torch.Tensor, torch.Tensor]:
+        """[M, L, C] and [M, L], where a head looks at words."""
+        features = self.features
+        mask = features.mask[captions]
+        length = int(mask.sum(1).max()) if self.config.model.match.grid else 0
+        words = features.words[captions, :length].astype(np.float32)
+        return torch.from_numpy(words), torch.from_numpy(np.array(mask[:, :length]))
 
     def _pixels(self, chosen: NDArray[np.int64], epoch: int) -> PixelBatch:
         how = self.encoders.vision.preprocessing

@@ -16,11 +16,18 @@ from core.contract import Arrays
 from core.evaluation.bootstrap import Figure, Figures
 from core.evaluation.report import Record, Section, Text, figures_table
 from verticals.multimodal.retrieval.data import RetrievalData
-from verticals.multimodal.retrieval.predictor import Request, RetrievalPredictor
+from verticals.multimodal.retrieval.matching import fitted
+from verticals.multimodal.retrieval.predictor import Encoded, Request, RetrievalPredictor, places_of
 from verticals.multimodal.retrieval.recall import Ranks, figures_of, ranks_of
 
 BATCH = 64
 """Pictures that are held decoded at a time."""
+AGAIN = 100
+"""The first that the embeddings find; the matching head looks at them again."""
+WEIGHTS = np.arange(0, 2.05, 0.1)
+"""Of the matching head's word beside the cosine, of which the best is taken."""
+DRAWN = 100
+"""Captions drawn for each picture, that a chance is fitted on beside its own."""
 
 
 @dataclass
@@ -35,19 +42,52 @@ class Evaluation:
     """[M, D]"""
     owner: NDArray[np.int64] = field(repr=False)
     """[M] each caption's picture."""
+    matches: NDArray[np.float32] | None = field(default=None, repr=False)
+    """[N, M] what the matching head says of the first hundred of each; None where there is none."""
+    weight: float = 0.0
+    """Of what it says beside the cosine."""
 
     @cached_property
     def similarity(self) -> NDArray[np.float32]:
         """[N, M] cosines."""
-        return np.asarray(self.pictures @ self.texts.T, np.float32)
+        return np.asarray(np.clip(self.pictures @ self.texts.T, -1, 1), np.float32)
 
     @cached_property
     def ranks(self) -> Ranks:
-        return ranks_of(self.similarity, self.owner)
+        return self.ranks_by(self.weight)
+
+    def ranks_by(self, weight: float) -> Ranks:
+        """With another weight; 0 is that of the embeddings alone."""
+        return ranks_of(self._ordered(weight, 1), self.owner, self._ordered(weight, 0))
+
+    @cached_property
+    def best_weight(self) -> float:
+        """The weight under which right answers stand highest, by the mean of one over their ranks both ways."""
+
+        def height(weight: float) -> float:
+            ranks = self.ranks_by(weight)
+            return float((1 / (1 + ranks.to_text)).mean() + (1 / (1 + ranks.to_picture)).mean())
+
+        return float(round(max(WEIGHTS, key=height), 1))
 
     @cached_property
     def figures(self) -> Figures:
-        return Figures({**figures_of(self.ranks), **self._of_items()}, counted=("pictures", "captions"))
+        figures = dict(figures_of(self.ranks))
+        if self.matches is not None:
+            alone = figures_of(self.ranks_by(0))
+            figures |= {
+                f"{name}, embeddings alone": alone[name] for name in alone if "R@1 " in name or name == "mean recall"
+            }
+        return Figures({**figures, **self._of_items()}, counted=("pictures", "captions"))
+
+    def _ordered(self, weight: float, axis: int) -> NDArray[np.float32]:
+        """[N, M] scores along an axis: the first hundred by both, before all others by the cosine."""
+        if self.matches is None or not weight:
+            return self.similarity
+        scores, first = self.similarity.copy(), _first(self.similarity, axis)
+        again = (scores + weight * self.matches) / (1 + weight) + 2  # a score is above -1, a cosine up to 1
+        np.put_along_axis(scores, first, np.take_along_axis(again, first, axis), axis)
+        return scores
 
     def _of_items(self) -> dict[str, Figure]:
         """What is lost where an item lacks its picture or its caption: asked by each picture's first caption, items have the second.
@@ -69,9 +109,15 @@ class Evaluation:
 
     @property
     def answers(self) -> Arrays:
-        """Of each caption the picture that is most like it, and the cosine with its own."""
-        captions = np.arange(len(self.owner))
-        return {"found": self.similarity.argmax(0), "cosine": self.similarity[self.owner, captions].astype(np.float64)}
+        """Of each caption the picture that is found, its own's cosine, and what the matching head says of the found one."""
+        captions, scores = np.arange(len(self.owner)), self._ordered(self.weight, 0)
+        found = scores.argmax(0)
+        said = self.similarity if self.matches is None else self.matches
+        return {
+            "found": found,
+            "cosine": self.similarity[self.owner, captions].astype(np.float64),
+            "match": said[found, captions].astype(np.float64),
+        }
 
     def record(self) -> dict[str, Any]:
         """JSON-able: `figures` by name with intervals and counts, and each picture's rank among captions."""
@@ -115,11 +161,58 @@ def evaluate(predictor: RetrievalPredictor, data: RetrievalData, split: str) -> 
     Raises:
         DataError: no such split, or a damaged picture.
     """
+    return _judged(predictor, data, split)[0]
+
+
+def evaluate_again(
+    predictor: RetrievalPredictor, data: RetrievalData, split: str
+) -> tuple[Evaluation, dict[str, float]]:
+    """Figures before anything is calibrated, and what follows from them: the weight of the matching head, and the curve from a score
+    to a chance, by each picture's own captions and a hundred drawn ones. Raises DataError.
+    """
+    judged, pictures, texts = _judged(predictor, data, split)
+    predictor.match["weight"] = judged.best_weight
+    random = np.random.default_rng(0)
+    scores, own = [], []
+    for row, picture in enumerate(pictures):
+        drawn = random.permutation(len(texts))[:DRAWN]
+        asked = np.union1d(drawn, np.flatnonzero(judged.owner == row))
+        cosines = judged.similarity[row : row + 1, asked]
+        scores.append(predictor.scores(cosines, places_of([picture]), [texts[place] for place in asked])[0])
+        own.append(judged.owner[asked] == row)
+    return judged, {"weight": judged.best_weight, **fitted(np.concatenate(scores), np.concatenate(own))}
+
+
+def _judged(
+    predictor: RetrievalPredictor, data: RetrievalData, split: str
+) -> tuple[Evaluation, list[Encoded], list[Encoded]]:
     pairs = data.samples(split)
-    pictures = []
+    pictures: list[Encoded] = []
     for first in range(0, len(pairs), BATCH):
-        answers = predictor([Request(picture=data.read(pair)) for pair in pairs[first : first + BATCH]])
-        pictures += [answer.picture for answer in answers]
-    texts = [answer.text for answer in predictor([Request(text=text) for pair in pairs for text in pair.captions])]
+        pictures += predictor([Request(picture=data.read(pair)) for pair in pairs[first : first + BATCH]])
+    texts = predictor([Request(text=text) for pair in pairs for text in pair.captions])
     owner = np.repeat(np.arange(len(pairs)), [len(pair.captions) for pair in pairs])
-    return Evaluation(split, [pair.id for pair in pairs], np.stack(pictures), np.stack(texts), owner)  # type: ignore[arg-type]
+    vectors = [np.array(side, np.float32) for side in ([one.picture for one in pictures], [one.text for one in texts])]
+    judged = Evaluation(split, [pair.id for pair in pairs], vectors[0], vectors[1], owner)
+    if predictor.places_shape:
+        judged.matches, judged.weight = _matches(predictor, judged, pictures, texts), predictor.match["weight"]
+    return judged, pictures, texts
+
+
+def _matches(
+    predictor: RetrievalPredictor, judged: Evaluation, pictures: Sequence[Encoded], texts: Sequence[Encoded]
+) -> NDArray[np.float32]:
+    """[N, M] of the first hundred captions of each picture, and pictures of each caption; else 0."""
+    made, places = np.zeros_like(judged.similarity), places_of(pictures)
+    for row, columns in enumerate(_first(judged.similarity, 1)):
+        made[row, columns] = predictor.matches(places[row : row + 1], [texts[column] for column in columns])[0]
+    for column, rows in enumerate(_first(judged.similarity, 0).T):
+        made[rows, column] = predictor.matches(places[rows], [texts[column]])[:, 0]
+    return made
+
+
+def _first(similarity: NDArray[np.float32], axis: int) -> NDArray[np.int64]:
+    """The places of the first hundred along an axis, in no order."""
+    most = min(AGAIN, similarity.shape[axis])
+    found = np.argpartition(-similarity, most - 1, axis=axis)
+    return found[:, :most] if axis else found[:most]

@@ -58,16 +58,20 @@ class PictureHead(nn.Module):
 
     def forward(self, features: VisionFeatures) -> Tensor:
         """-> [B, heads, D], each of length 1."""
-        parts = [self.norm(_spread(features.pooled))]
+        return F.normalize(self.raw(features), dim=-1)
+
+    def raw(self, features: VisionFeatures) -> Tensor:
+        """-> [B, heads, D], of any length."""
+        parts = [self.norm(spread(features.pooled))]
         words: Tensor | None = None
         if self.num_classes:
-            parts.append(self.norm_classes(_spread(features.classes)))
+            parts.append(self.norm_classes(spread(features.classes)))
             words = F.normalize(self.words(features.classes), dim=-1)
         whole = torch.cat(parts, 1)
         made = [layer(self.dropout(whole)) for layer in self.layers]
         if words is not None:
             made = [one + weight * words for one, weight in zip(made, self.prior, strict=True)]
-        return F.normalize(torch.stack(made, 1), dim=-1)
+        return torch.stack(made, 1)
 
     def words(self, classes: Tensor) -> Tensor:
         """[B, K] logits -> [B, D] the words for what is seen, by their chances, less those for all pictures."""
@@ -106,7 +110,7 @@ def embedding(heads: Tensor) -> Tensor:
     return whole
 
 
-def _spread(features: Tensor) -> Tensor:
+def spread(features: Tensor) -> Tensor:
     """Large values closer together: networks of pictures have few that are huge."""
-    spread: Tensor = features.sign() * features.abs().log1p()
-    return spread
+    closer: Tensor = features.sign() * features.abs().log1p()
+    return closer

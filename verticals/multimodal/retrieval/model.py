@@ -1,10 +1,11 @@
 """The network: two encoders and their heads. It ships whole, normalisation included, so that an artifact needs pixels and tokens.
 
-Legend: N picture, M text, L token, D numbers of an embedding.
+Legend: N picture, M text, L token, P place, C channel of a word, D numbers of an embedding.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,6 +20,7 @@ from core.errors import ConfigError
 from core.inference.parts import Parts
 from verticals.multimodal.retrieval.encoders import Pooling, TextEncoder, TextFeatures, VisionEncoder, VisionFeatures
 from verticals.multimodal.retrieval.heads import HeadConfig, PictureHead, TextHead, embedding
+from verticals.multimodal.retrieval.matching import MatchConfig, MatchHead
 from verticals.multimodal.retrieval.tokens import Tokenizer
 from verticals.multimodal.retrieval.weights import HUB, NONE, Preprocessing, resolve
 
@@ -65,6 +67,7 @@ class ModelConfig(Config):
     vision: VisionConfig = VisionConfig()
     text: TextConfig = TextConfig()
     heads: HeadConfig = HeadConfig()
+    match: MatchConfig = MatchConfig()
 
 
 class Encoders(NamedTuple):
@@ -76,15 +79,27 @@ class Encoders(NamedTuple):
 
 
 class Heads(nn.Module):
-    """Features to embeddings, head by head."""
+    """What is learned above the encoders."""
 
-    def __init__(self, picture: PictureHead, text: TextHead) -> None:
+    def __init__(self, picture: PictureHead, text: TextHead, match: MatchHead | None) -> None:
         super().__init__()
-        self.picture, self.text = picture, text
+        self.picture, self.text, self.match = picture, text, match
 
-    def forward(self, seen: VisionFeatures, read: Tensor) -> tuple[Tensor, Tensor]:
-        """-> [N, heads, D] and, of texts' vectors [M, C], [M, heads, D]."""
-        return self.picture(seen), self.text(read)
+    @property
+    def of_pictures(self) -> list[PictureHead]:
+        """All that begin where the words for a picture's classes are."""
+        return [self.picture, *([self.match.picture] if self.match is not None else [])]
+
+
+class Embedded(NamedTuple):
+    """Pictures and texts in their space, head by head."""
+
+    pictures: Tensor
+    """[N, heads, D]"""
+    texts: Tensor
+    """[M, heads, D]"""
+    places: Tensor | tuple[()] = ()
+    """[N, P, C] where there is a head that matches."""
 
 
 class RetrievalNet(nn.Module):
@@ -94,29 +109,19 @@ class RetrievalNet(nn.Module):
         super().__init__()
         self.vision, self.text = vision, text
         width = config.heads.width or text.num_channels
+        num_classes = vision.num_classes if config.vision.classes else 0
         self.heads = Heads(
-            PictureHead(
-                vision.num_pooled,
-                vision.num_classes if config.vision.classes else 0,
-                width,
-                config.heads,
-            ),
+            PictureHead(vision.num_pooled, num_classes, width, config.heads),
             TextHead(text.num_channels, width, config.heads),
+            _match_head(vision, text, config, num_classes) if config.match.grid else None,
         )
         self.width = width * config.heads.num
 
-    def forward(self, pictures: Tensor, tokens: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """
-        Args:
-            pictures: [N, 3, S, S] uint8.
-            tokens: [M, L] int64.
-            mask: [M, L] bool.
-
-        Returns:
-            [N, heads, D], [M, heads, D]
-        """
-        made: tuple[Tensor, Tensor] = self.heads(self.vision(pictures), self.text(tokens, mask).pooled)
-        return made
+    def forward(self, seen: VisionFeatures, read: Tensor) -> Embedded:
+        """What the encoders made of N pictures, and texts' vectors [M, C]."""
+        picture, text = self.heads.picture(seen), self.heads.text(read)
+        match = self.heads.match
+        return Embedded(picture, text) if match is None else Embedded(picture, text, match.places(seen))
 
 
 class PicturePart(nn.Module):
@@ -124,13 +129,15 @@ class PicturePart(nn.Module):
 
     def __init__(self, network: RetrievalNet) -> None:
         super().__init__()
-        self.vision, self.head = network.vision, network.heads.picture
+        self.vision, self.head, self.match = network.vision, network.heads.picture, network.heads.match
         size = network.vision.preprocessing.size
         self.inputs = (TensorSpec("picture", ("N", 3, size, size), "uint8"),)
-        self.outputs = (TensorSpec("picture_embedding", ("N", network.width)),)
+        self.outputs = (TensorSpec("picture_embedding", ("N", network.width)), *_places_spec(network))
 
-    def forward(self, picture: Tensor) -> Tensor:
-        return embedding(self.head(self.vision(picture)))
+    def forward(self, picture: Tensor) -> tuple[Tensor, ...]:
+        seen = self.vision(picture)
+        made = embedding(self.head(seen))
+        return (made,) if self.match is None else (made, self.match.places(seen))
 
 
 class TextPart(nn.Module):
@@ -139,18 +146,51 @@ class TextPart(nn.Module):
     def __init__(self, network: RetrievalNet) -> None:
         super().__init__()
         self.text, self.head = network.text, network.heads.text
-        self.inputs = (TensorSpec("tokens", ("M", "L"), "int64"), TensorSpec("token_mask", ("M", "L"), "bool"))
+        self.inputs = (TensorSpec("tokens", ("M", "L"), "int64"), MASK)
         self.longest = {"L": network.text.most_tokens}
-        self.outputs = (TensorSpec("text_embedding", ("M", network.width)),)
+        self._gives_words = network.heads.match is not None
+        words = [_words_spec(network)] if self._gives_words else []
+        self.outputs = (TensorSpec("text_embedding", ("M", network.width)), *words)
 
-    def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
+    def forward(self, tokens: Tensor, mask: Tensor) -> tuple[Tensor, ...]:
         read: TextFeatures = self.text(tokens, mask)
-        return embedding(self.head(read.pooled))
+        made = embedding(self.head(read.pooled))
+        return (made, read.words) if self._gives_words else (made,)
+
+
+class MatchPart(nn.Module):
+    """Places of pictures and words of texts to how well they match, each with each."""
+
+    def __init__(self, network: RetrievalNet, match: MatchHead) -> None:
+        super().__init__()
+        self.match = match
+        self.inputs = (*_places_spec(network), _words_spec(network), MASK)
+        self.longest = {"L": network.text.most_tokens}
+        self.outputs = (TensorSpec("match", ("N", "M")),)
+
+    def forward(self, places: Tensor, words: Tensor, mask: Tensor) -> Tensor:
+        made: Tensor = self.match(places, words, mask)
+        return made
+
+
+MASK = TensorSpec("token_mask", ("M", "L"), "bool")
+
+
+def _places_spec(network: RetrievalNet) -> tuple[TensorSpec, ...]:
+    match = network.heads.match
+    return () if match is None else (TensorSpec("places", ("N", match.num_places, network.text.num_channels)),)
+
+
+def _words_spec(network: RetrievalNet) -> TensorSpec:
+    return TensorSpec("words", ("M", "L", network.text.num_channels))
 
 
 def pair_form(network: RetrievalNet) -> Parts:
-    """The network as a Session runs it: pictures and texts apart."""
-    return Parts({"picture": PicturePart(network), "text": TextPart(network)})
+    """The network as a Session runs it: pictures, texts, and what belongs together, apart."""
+    parts: dict[str, nn.Module] = {"picture": PicturePart(network), "text": TextPart(network)}
+    if network.heads.match is not None:
+        parts["match"] = MatchPart(network, network.heads.match)
+    return Parts(parts)
 
 
 def encoders_of(config: ModelConfig, captions: Sequence[str], *, seed: int) -> Encoders:
@@ -206,6 +246,20 @@ def network_of(config: ModelConfig, made: Mapping[str, Any]) -> RetrievalNet:
         config.text.name, weights=NONE, architecture=made["text"]["architecture"], pooling=made["text"]["pooling"]
     )
     return RetrievalNet(vision, text, config)
+
+
+def _match_head(vision: VisionEncoder, text: TextEncoder, config: ModelConfig, num_classes: int) -> MatchHead:
+    """Raises ConfigError where the encoder's places are no square."""
+    num_side, wanted = math.isqrt(vision.num_places), config.match
+    if num_side**2 != vision.num_places or num_side < wanted.grid:
+        raise ConfigError(
+            f"model.match.grid {wanted.grid}: {config.vision.name} gives {vision.num_places} places; allowed are networks that give a "
+            f"square of them, and up to as many a side; 0 leaves the head out"
+        )
+    alone = HeadConfig(dropout=wanted.dropout)
+    width = text.num_channels
+    picture = PictureHead(vision.num_pooled, num_classes, width, alone)
+    return MatchHead(num_side, vision.num_channels, picture, width, wanted)
 
 
 def class_names(given: str, count: int) -> list[str]:

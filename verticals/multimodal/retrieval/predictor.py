@@ -1,13 +1,13 @@
 """A picture, a text, or both, to embeddings: the only way from a user's input to the index and to every figure.
 
-A missing side is legal: what is given is answered. N picture, M text, D numbers of an embedding.
+A missing side is legal: what is given is answered. N picture, M text, P place, L word, C channel, D numbers of an embedding.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -45,12 +45,16 @@ class Encoded(NamedTuple):
     """[D] of length 1."""
     text: Vector | None
     """[D] of length 1."""
-    cosine: float | None
-    """How alike they are, where both are given."""
+    score: float | None
+    """How alike they are, where both are given: their cosine, and what the matching head says where there is one. -1 to 1."""
     chance: float | None
     """That they belong together, where as many pairs do as do not."""
     cut: bool
     """Whether the text had more tokens than the model reads."""
+    places: Vector | None = None
+    """[P, C] of the picture, for the matching head."""
+    words: Vector | None = None
+    """[L, C] of the text."""
 
     @property
     def query(self) -> Vector:
@@ -82,9 +86,12 @@ class RetrievalPredictor:
         self.config, self.version = config, version
         self.preprocessing = Preprocessing.from_record(constants["preprocessing"])
         self.tokenizer = Tokenizer(constants["tokenizer"], most=int(constants["most_tokens"]))
-        self.match: dict[str, float] = dict(constants.get("match") or {"slope": 1.0, "middle": 0.0})
+        self.match: dict[str, float] = {"slope": 1.0, "middle": 0.0, "weight": 1.0, **constants.get("match", {})}
         self.inputs, self.outputs = session.inputs, session.outputs
-        self.width = next(int(spec.shape[1]) for spec in session.outputs if spec.name == "text_embedding")
+        shapes = {spec.name: spec.shape[1:] for spec in session.outputs}
+        self.width = int(shapes["text_embedding"][0])
+        self.places_shape = tuple(map(int, shapes["places"])) if "match" in shapes and self.match["weight"] else ()
+        """[P, C] of what the matching head looks at; empty where there is none, or its word counts for nothing."""
         self._session, self._limit = session, limit_bytes
 
     def __call__(self, requests: Sequence[Request]) -> list[Encoded]:
@@ -96,17 +103,35 @@ class RetrievalPredictor:
         for request in requests:
             _check(request)
         self.admit(requests)
-        pictures = self._pictures([request.picture for request in requests if request.picture is not None])
-        texts, cut = self._texts([request.text for request in requests if request.text is not None])
-        seen, read, cuts = iter(pictures), iter(texts), iter(cut)
+        seen = self._pictures([request.picture for request in requests if request.picture is not None])
+        read = self._texts([request.text for request in requests if request.text is not None])
         return [
-            self._encoded(
-                None if request.picture is None else next(seen),
-                None if request.text is None else next(read),
-                request.text is not None and next(cuts),
-            )
+            self._encoded(None if request.picture is None else next(seen), None if request.text is None else next(read))
             for request in requests
         ]
+
+    def scores(self, cosines: Vector, places: Vector, texts: Sequence[Encoded]) -> Vector:
+        """Looks again at pairs: each picture with each text.
+
+        Args:
+            cosines: [N, M] of their embeddings.
+            places: [N, P, C]; not looked at where `places_shape` is empty.
+
+        Returns:
+            [N, M] from -1 to 1; the cosines where there is no matching head.
+        """
+        if not self.places_shape or not cosines.size:
+            return cosines
+        weight = self.match["weight"]
+        return np.asarray((cosines + weight * self.matches(places, texts)) / (1 + weight), np.float32)
+
+    def matches(self, places: Vector, texts: Sequence[Encoded]) -> Vector:
+        """What the matching head alone says of each picture [N, P, C] with each text -> [N, M]."""
+        words = [text.words for text in texts if text.words is not None]
+        mask = np.arange(max(map(len, words))) < np.array([len(one) for one in words])[:, None]
+        padded = np.zeros((*mask.shape, words[0].shape[1]), np.float32)
+        padded[mask] = np.concatenate(words)
+        return self._session({"places": np.asarray(places, np.float32), "words": padded, "token_mask": mask})["match"]
 
     def admit(self, requests: Sequence[Request]) -> Estimate:
         """Raises CapacityError where memory would not do; returns the estimate."""
@@ -133,9 +158,9 @@ class RetrievalPredictor:
         """Runs each part once, by which `estimate` promises."""
         _ = self._cost
 
-    def matching(self, cosine: float) -> float:
-        """The chance that a picture and a text of this cosine belong together, where as many pairs do as do not."""
-        return 1 / (1 + math.exp(-self.match["slope"] * (cosine - self.match["middle"])))
+    def chance(self, score: float) -> float:
+        """That a picture and a text of this score belong together, where as many pairs do as do not."""
+        return 1 / (1 + math.exp(-self.match["slope"] * (score - self.match["middle"])))
 
     @cached_property
     def _cost(self) -> tuple[Estimate, Estimate]:
@@ -156,27 +181,34 @@ class RetrievalPredictor:
             costs.append(Estimate(max(grown, 4 * blank.nbytes), min(time.perf_counter() - again, again - started)))
         return costs[0], costs[1]
 
-    def _pictures(self, pictures: Sequence[Picture]) -> list[Vector]:
-        rows: list[Vector] = []
+    def _pictures(self, pictures: Sequence[Picture]) -> Iterator[Encoded]:
         for first in range(0, len(pictures), BATCH):
             array = np.stack([prepared(picture, self.preprocessing) for picture in pictures[first : first + BATCH]])
-            rows += list(self._session({"picture": array})["picture_embedding"])
-        return rows
+            made = self._session({"picture": array})
+            for row, vector in enumerate(made["picture_embedding"]):
+                yield Encoded(vector, None, None, None, False, made["places"][row] if self.places_shape else None)
 
-    def _texts(self, texts: Sequence[str]) -> tuple[list[Vector], list[bool]]:
-        rows: list[Vector] = []
-        cut: list[bool] = []
+    def _texts(self, texts: Sequence[str]) -> Iterator[Encoded]:
         for first in range(0, len(texts), BATCH):
             tokens = self.tokenizer(texts[first : first + BATCH])
-            rows += list(self._session({"tokens": tokens.ids, "token_mask": tokens.mask})["text_embedding"])
-            cut += tokens.cut
-        return rows, cut
+            made = self._session({"tokens": tokens.ids, "token_mask": tokens.mask})
+            for row, (vector, cut) in enumerate(zip(made["text_embedding"], tokens.cut, strict=True)):
+                words = made["words"][row, tokens.mask[row]] if self.places_shape else None
+                yield Encoded(None, vector, None, None, cut, None, words)
 
-    def _encoded(self, picture: Vector | None, text: Vector | None, cut: bool) -> Encoded:
-        if picture is None or text is None:
-            return Encoded(picture, text, None, None, cut)
-        cosine = float(picture @ text)
-        return Encoded(picture, text, cosine, self.matching(cosine), cut)
+    def _encoded(self, seen: Encoded | None, read: Encoded | None) -> Encoded:
+        """Both sides as one."""
+        if seen is None or read is None:
+            return seen or read  # type: ignore[return-value]  # one is there: `_check` saw to it
+        cosines = np.clip(np.atleast_2d(seen.picture @ read.text), -1, 1)  # type: ignore[operator]
+        score = float(self.scores(cosines, places_of([seen]), [read])[0, 0])
+        return read._replace(picture=seen.picture, places=seen.places, score=score, chance=self.chance(score))
+
+
+def places_of(pictures: Sequence[Encoded]) -> Vector:
+    """[N, P, C]; N x 0 x 0 where no head looks at them."""
+    blank = np.zeros((0, 0), np.float32)
+    return np.stack([blank if one.places is None else one.places for one in pictures])
 
 
 def _check(request: Request) -> None:

@@ -31,23 +31,27 @@ class Ranks(NamedTuple):
     """[M] the caption's picture."""
 
 
-def ranks_of(similarity: NDArray[np.float32], owner: NDArray[np.int64]) -> Ranks:
+def ranks_of(
+    similarity: NDArray[np.float32], owner: NDArray[np.int64], to_picture: NDArray[np.float32] | None = None
+) -> Ranks:
     """
     Args:
         similarity: [N, M]
         owner: [M] place of each caption's picture; each picture has one caption at least.
+        to_picture: [N, M] by which a caption's pictures are ordered, where that is not what orders a picture's captions.
     """
+    to_picture = similarity if to_picture is None else to_picture
     num_pictures, num_captions = similarity.shape
     to_text = np.empty(num_pictures, np.int64)
     for picture in range(num_pictures):
         own = owner == picture
         to_text[picture] = int((similarity[picture, ~own] >= similarity[picture, own].max()).sum())
-    to_picture = np.empty(num_captions, np.int64)
+    before = np.empty(num_captions, np.int64)
     for first in range(0, num_captions, BLOCK):
-        part = similarity[:, first : first + BLOCK]
+        part = to_picture[:, first : first + BLOCK]
         right = part[owner[first : first + BLOCK], np.arange(part.shape[1])]
-        to_picture[first : first + BLOCK] = (part >= right).sum(0) - 1
-    return Ranks(to_text, to_picture, owner)
+        before[first : first + BLOCK] = (part >= right).sum(0) - 1
+    return Ranks(to_text, before, owner)
 
 
 def rows(ranks: Ranks, weights: Floats) -> dict[str, Floats]:

@@ -1,4 +1,4 @@
-"""What is trained: own pairs alike, others not, over the batches of all processes together.
+"""What is trained: own pairs alike, others not, over the batches of all processes together; a head that matches beside it.
 
 Legend: N picture, M caption, L token, P place, K class, C channel.
 """
@@ -11,12 +11,13 @@ import torch
 import torch.distributed as dist
 from pydantic import Field
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from core.config import Config
 from core.contract import Step
-from verticals.multimodal.retrieval.encoders import VisionFeatures
-from verticals.multimodal.retrieval.losses import ContrastiveLoss, Kind
-from verticals.multimodal.retrieval.model import RetrievalNet
+from verticals.multimodal.retrieval.encoders import TextFeatures, VisionFeatures
+from verticals.multimodal.retrieval.losses import ContrastiveLoss, DynamicLoss, Kind
+from verticals.multimodal.retrieval.model import Embedded, RetrievalNet
 
 
 class LossConfig(Config):
@@ -54,6 +55,10 @@ class FeatureBatch(NamedTuple):
     """[N, K]"""
     read: Tensor
     """[M, C] captions' vectors."""
+    words: Tensor
+    """[M, L, C] of captions; M x 0 x C where no head looks at them."""
+    mask: Tensor
+    """[M, L] bool"""
     numbers: Tensor
     """[N] int64"""
     owner: Tensor
@@ -70,18 +75,39 @@ class RetrievalTask(nn.Module):
         super().__init__()
         self.model = model
         self.contrastive = ContrastiveLoss(config.kind, temperature=config.temperature)
+        has_match = model.heads.match is not None
+        self.matching = ContrastiveLoss(config.kind, temperature=config.temperature) if has_match else None
+        self.balance = DynamicLoss(2) if has_match else None
 
     def forward(self, batch: Batch) -> Step:
         if isinstance(batch, PixelBatch):
-            pictures, texts = self.model(batch.pictures, batch.tokens, batch.mask)
+            seen, read = self.model.vision(batch.pictures), self.model.text(batch.tokens, batch.mask)
         else:
-            pictures, texts = self.model.heads(VisionFeatures(batch.pooled, batch.places, batch.classes), batch.read)
-        pictures, texts, numbers, owner = (gathered(part) for part in (pictures, texts, batch.numbers, batch.owner))
+            seen = VisionFeatures(batch.pooled, batch.places, batch.classes)
+            read = TextFeatures(batch.read, batch.words)
+        made: Embedded = self.model(seen, read.pooled)
+        pictures, texts, numbers, owner = (
+            gathered(part) for part in (made.pictures, made.texts, batch.numbers, batch.owner)
+        )
         own = numbers[:, None] == owner[None]
         with torch.autocast(pictures.device.type, enabled=False):
             similarity = torch.einsum("nhd,mhd->hnm", pictures.float(), texts.float())
             loss = torch.stack([self.contrastive(head, own) for head in similarity]).mean()
-        return Step(loss, {"scale": self.contrastive.scale.detach()})
+        logs = {"scale": self.contrastive.scale.detach()}
+        match = self.model.heads.match
+        if match is None or self.matching is None or self.balance is None or isinstance(made.places, tuple):
+            return Step(loss, logs)
+        places, words, mask = (gathered(part) for part in (made.places, *self._padded(read.words, batch.mask)))
+        second = self.matching(match(places, words, mask), own)
+        balanced = self.balance(torch.stack([loss, second]))
+        return Step(balanced, {**logs, "contrastive": loss.detach(), "matching": second.detach()})
+
+    def _padded(self, words: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """As many words a text as there may be, where processes put theirs together."""
+        if not dist.is_initialized() or dist.get_world_size() == 1:
+            return words, mask
+        missing = self.model.text.most_tokens - mask.shape[1]
+        return F.pad(words, (0, 0, 0, missing)), F.pad(mask, (0, missing))
 
     def train(self, mode: bool = True) -> RetrievalTask:
         """Encoders that do not learn stay in evaluation mode: their dropout and their norms' means are the weights' own."""

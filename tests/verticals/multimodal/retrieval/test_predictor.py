@@ -33,9 +33,9 @@ def test_one_side_may_be_missing(predictor: RetrievalPredictor) -> None:
     assert both.text is not None
     np.testing.assert_allclose(seen.picture, both.picture, atol=1e-5)
     np.testing.assert_allclose(read.text, both.text, atol=1e-5)
-    assert (seen.text, seen.cosine, seen.chance, read.picture) == (None, None, None, None)
-    assert both.cosine == pytest.approx(float(both.picture @ both.text))
-    assert both.chance == predictor.matching(both.cosine)
+    assert (seen.text, seen.score, seen.chance, read.picture) == (None, None, None, None)
+    assert both.score is not None
+    assert both.chance == predictor.chance(both.score)
     for answer in (both, seen, read):
         assert np.linalg.norm(answer.query) == pytest.approx(1, abs=1e-5)
     np.testing.assert_allclose(
@@ -57,10 +57,10 @@ def test_many_are_answered_as_each_alone_and_in_order(predictor: RetrievalPredic
                 np.testing.assert_allclose(getattr(answer, side), getattr(alone, side), atol=1e-4)
 
 
-def test_the_chance_rises_with_the_cosine(predictor: RetrievalPredictor) -> None:
-    chances = [predictor.matching(cosine) for cosine in np.linspace(-1, 1, 9)]
+def test_the_chance_rises_with_the_score(predictor: RetrievalPredictor) -> None:
+    chances = [predictor.chance(score) for score in np.linspace(-1, 1, 9)]
     assert chances == sorted(chances)
-    assert predictor.matching(predictor.match["middle"]) == pytest.approx(0.5)
+    assert predictor.chance(predictor.match["middle"]) == pytest.approx(0.5)
 
 
 def test_a_text_that_is_too_long_for_the_model_says_so(predictor: RetrievalPredictor) -> None:
