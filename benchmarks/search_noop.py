@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import bentoml
 
-from verticals.multimodal.service import Answer, Multimodal, MultimodalService, TextQuery
+from verticals.multimodal.requests import Answer, TextQuery
+from verticals.multimodal.service import Multimodal, MultimodalService
 
 
 class WithNoop(Multimodal):

@@ -99,8 +99,8 @@ class Record(Config):
         if name == WHOLE:
             return self
         own = self.parts[name]
-        inputs = tuple(spec for spec in self.inputs if spec.name in own.inputs)
-        outputs = tuple(spec for spec in self.outputs if spec.name in own.outputs)
+        known = {spec.name: spec for spec in (*self.inputs, *self.outputs)}
+        inputs, outputs = (tuple(known[name] for name in names) for names in (own.inputs, own.outputs))
         return self.model_copy(update={"inputs": inputs, "outputs": outputs, "parts": {}})
 
     def part_of(self, arrays: Iterable[str]) -> str:

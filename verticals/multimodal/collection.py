@@ -24,8 +24,9 @@ from core.data.pictures import Picture, read_picture
 from core.durable.files import flush, remove, written
 from core.errors import DataError, Unavailable
 from verticals.multimodal.index import EXACT_UP_TO, Hit, Index, Item, UnknownItem
+from verticals.multimodal.retrieval.audio import read_sound
 from verticals.multimodal.retrieval.evaluation import AGAIN
-from verticals.multimodal.retrieval.predictor import Encoded, Request, RetrievalPredictor, places_of
+from verticals.multimodal.retrieval.predictor import Encoded, Request, RetrievalPredictor
 
 BATCH = 64
 """Pictures that are encoded and added together."""
@@ -157,7 +158,12 @@ class Collection:
             index.delete(ids)
 
     def search(
-        self, *, text: str | None = None, picture: Path | bytes | None = None, count: int
+        self,
+        *,
+        text: str | None = None,
+        picture: Path | bytes | None = None,
+        sound: Path | bytes | None = None,
+        count: int,
     ) -> tuple[list[Hit], Encoded, str]:
         """The items most like what is given, the best first; and how it was understood, and by which version.
 
@@ -167,8 +173,9 @@ class Collection:
         """
         model = self._live()
         shown = None if picture is None else self._picture(picture, "the picture")
-        (answer,) = model([Request(shown, text)])
-        is_again = shown is None and bool(model.places_shape)
+        heard = None if sound is None else read_sound(sound)
+        (answer,) = model([Request(shown, text, heard)])
+        is_again = shown is None and heard is None and model.looks_again
         wanted = max(count, AGAIN) if is_again else count
         (hits,) = self._indexes[model.version].search(answer.query[None], wanted, model=model.version)
         return (_again(model, hits, answer)[:count] if is_again else hits), answer, model.version
@@ -195,7 +202,7 @@ class Collection:
         (shown,) = model([Request(self._picture(picture, "the picture"))])
         said = model([Request(text=template.replace(PLACEHOLDER, label)) for label in labels])
         cosines = np.array([[float(shown.picture @ answer.text) for answer in said]], np.float32)  # type: ignore[operator]
-        (scores,) = model.scores(cosines.clip(-1, 1), places_of([shown]), said)
+        (scores,) = model.scores(cosines.clip(-1, 1), [shown], said)
         logits = model.match["slope"] * (scores - scores.max())
         chances = np.exp(logits) / np.exp(logits).sum()
         order = np.argsort(-scores, kind="stable")
@@ -262,7 +269,7 @@ class Collection:
             folder,
             model=model.version,
             width=model.width,
-            detail_width=math.prod(model.places_shape) if model.places_shape else 0,
+            detail_width=1 + (math.prod(model.places_shape) if model.places_shape else 0),
             exact_up_to=self._exact_up_to,
         )
 
@@ -322,18 +329,23 @@ class Collection:
         return item._replace(vector=answer.query, detail=_detail(answer))
 
 
-def _detail(answer: Encoded) -> NDArray[np.float16] | None:
-    """What the matching head looks at, as the index keeps it."""
-    return None if answer.places is None else answer.places.ravel().astype(np.float16)
+def _detail(answer: Encoded) -> NDArray[np.float16]:
+    """What is looked at again, as the index keeps it: how alike the picture is to all, and its places."""
+    places = np.zeros(0, np.float32) if answer.places is None else answer.places.ravel()
+    return np.concatenate([[answer.picture_level], places]).astype(np.float16)
+
+
+def _of_detail(detail: NDArray[np.float16], shape: tuple[int, ...]) -> Encoded:
+    places = np.asarray(detail[1:], np.float32).reshape(shape) if shape else None
+    return Encoded(None, None, None, None, False, picture_level=float(detail[0]), places=places)
 
 
 def _again(model: RetrievalPredictor, hits: Sequence[Hit], asked: Encoded) -> list[Hit]:
-    """What a text found, ordered by the matching head's word too."""
-    if not hits:
-        return []
-    places = np.array([hit.detail for hit in hits], np.float32).reshape(-1, *model.places_shape)
-    cosines = np.array([[hit.score] for hit in hits], np.float32)
-    scores = model.scores(cosines, places, [asked])[:, 0]
+    """What a text found, looked at again."""
+    found = [_of_detail(hit.detail, model.places_shape) for hit in hits if hit.detail is not None]
+    if not found:
+        return list(hits)
+    scores = model.scores(np.array([[hit.score] for hit in hits], np.float32), found, [asked])[:, 0]
     order = np.argsort(-scores, kind="stable")
     return [hits[place]._replace(score=float(scores[place])) for place in order]
 

@@ -24,7 +24,7 @@ from core.durable.database import Database
 from core.errors import ArtifactError, Conflict, DataError, VerticalsError
 from verticals.multimodal.approximate import Approximate
 from verticals.multimodal.exact import Found, merged, search
-from verticals.multimodal.rows import Rows
+from verticals.multimodal.files import Files, State
 
 logger = logging.getLogger(__name__)
 LAYOUT = "index 1"
@@ -35,6 +35,8 @@ CREATE TABLE item (key INTEGER PRIMARY KEY AUTOINCREMENT, row INTEGER NOT NULL U
                    metadata TEXT NOT NULL, thumbnail BLOB) STRICT
 """
 LONGEST_ID = 200
+NOTHING = "{}"
+"""Metadata of an item that has none: not parsed, since a search tells of many."""
 MOST_METADATA = 10_000
 """Characters of an item's metadata, as JSON."""
 LEAST_DELETED = 1_000
@@ -90,22 +92,6 @@ class Hit(NamedTuple):
     detail: NDArray[np.float16] | None
 
 
-class _State(NamedTuple):
-    """What searches see: it is replaced as a whole."""
-
-    vectors: NDArray[np.float32]
-    """[N, D]"""
-    details: NDArray[np.float16] | None
-    """[N, E]"""
-    keys: NDArray[np.int64]
-    """[N] of the list: a row may move, a key stays. 0 where the item is deleted."""
-    is_there: NDArray[np.bool_]
-    """[N]"""
-    num_items: int
-    nearest: Approximate | None
-    """Of the first rows; None where all are compared."""
-
-
 class Index:
     """Any thread may call; one process writes."""
 
@@ -143,7 +129,7 @@ class Index:
                     cursor.execute("INSERT INTO head VALUES (?, ?, ?, 0, 0)", (model, width, detail_width))
             ((self.model, self.width, self.detail_width, generation, rows),) = self._list.rows("SELECT * FROM head")
             self._check(model or self.model)
-            self._files = _Files(folder, generation, self.width, self.detail_width)
+            self._files = Files(folder, generation, self.width, self.detail_width)
             self._remove_others()
             keys = np.zeros(rows, np.int64)
             listed = np.array(self._list.rows("SELECT row, key FROM item"), np.int64).reshape(-1, 2)
@@ -190,7 +176,7 @@ class Index:
                 if known and not replace:
                     id = next(iter(known))
                     raise Conflict(f"the id {id!r} is in the index; ask for its replacement, or give another", id=id)
-                self._files.write(first, given)
+                self._files.write(first, [item.vector for item in given], [item.detail for item in given])
                 cursor.executemany("DELETE FROM item WHERE row = ?", [(row,) for row in known.values()])
                 cursor.executemany(
                     "INSERT INTO item (row, id, metadata, thumbnail) VALUES (?, ?, ?, ?)",
@@ -230,7 +216,7 @@ class Index:
         self._check(model)
         state = self._state
         found = _found(state, np.ascontiguousarray(queries, np.float32), num)
-        kept = self._items_of(np.unique(state.keys[found.rows]).tolist())
+        kept = self._items_of(list(dict.fromkeys(state.keys[found.rows.ravel()].tolist())))
         return [
             [
                 Hit(*kept[key], score, None if state.details is None else state.details[row])
@@ -289,7 +275,7 @@ class Index:
             for key, id, metadata in self._list.rows(
                 f"SELECT key, id, metadata FROM item WHERE key IN ({marks})", part
             ):
-                found[key] = id, json.loads(metadata)
+                found[key] = id, {} if metadata == NOTHING else json.loads(metadata)
         return found
 
     def _replace(self, keys: NDArray[np.int64], deleted: list[int]) -> None:
@@ -307,7 +293,7 @@ class Index:
         if deleted < max(LEAST_DELETED, DELETED_SHARE * len(state.keys)):
             return
         kept = np.flatnonzero(state.is_there)
-        made = _Files(self._folder, self._files.generation + 1, self.width, self.detail_width)
+        made = Files(self._folder, self._files.generation + 1, self.width, self.detail_width)
         for first in range(0, len(kept), BLOCK):
             made.copy(first, state, kept[first : first + BLOCK])
         with self._list.transaction() as cursor:
@@ -334,7 +320,7 @@ class Index:
             self._builder = threading.Thread(target=self._build, args=(self._files, state), name="nearest", daemon=True)
             self._builder.start()
 
-    def _build(self, files: _Files, state: _State) -> None:
+    def _build(self, files: Files, state: State) -> None:
         try:
             made = Approximate.build(state.vectors, files.nearest_path)
         except VerticalsError as error:  # the edge of this thread: rows are compared one by one as before
@@ -345,73 +331,15 @@ class Index:
                 self._state = self._state._replace(nearest=made)
 
 
-class _Files:
-    """The files of one generation."""
-
-    def __init__(self, folder: Path, generation: int, width: int, detail_width: int) -> None:
-        self.generation = generation
-        self._vectors = Rows(folder / f"vectors-{generation}.f32", width=width, dtype=np.float32)
-        details = folder / f"details-{generation}.f16"
-        self._details = Rows(details, width=detail_width, dtype=np.float16) if detail_width else None
-
-    @property
-    def nearest_path(self) -> Path:
-        return self._vectors.path.with_name(f"nearest-{self.generation}.faiss")
-
-    @property
-    def paths(self) -> list[Path]:
-        rows = [rows.path for rows in (self._vectors, self._details) if rows is not None]
-        return [*rows, self.nearest_path, self.nearest_path.with_suffix(".json")]
-
-    def nearest(self) -> Approximate | None:
-        """As it was built before; None where it is not there, or damaged, which is logged."""
-        if not self.nearest_path.exists():
-            return None
-        try:
-            return Approximate(self.nearest_path)
-        except ArtifactError as error:
-            logger.error("%s", str(error))
-            return None
-
-    def state(self, keys: NDArray[np.int64], nearest: Approximate | None) -> _State:
-        """What searches see of the first rows."""
-        details = self._details.view(len(keys)) if self._details is not None else None
-        there = keys > 0
-        return _State(self._vectors.view(len(keys)), details, keys, there, int(there.sum()), nearest)
-
-    def write(self, first: int, items: Sequence[Item]) -> None:
-        self._vectors.write(first, np.stack([item.vector for item in items]))
-        if self._details is not None:
-            blank = np.zeros(self._details.width, np.float16)
-            details = [blank if item.detail is None else item.detail for item in items]
-            self._details.write(first, np.stack(details))
-
-    def copy(self, first: int, state: _State, rows: NDArray[np.int64]) -> None:
-        """Puts rows of another generation here."""
-        self._vectors.write(first, state.vectors[rows])
-        if self._details is not None and state.details is not None:
-            self._details.write(first, state.details[rows])
-
-    def blank(self, rows: Iterable[int]) -> None:
-        """Overwrites deleted rows."""
-        for row in rows:
-            for file in (self._vectors, self._details):
-                if file is not None:
-                    file.write(row, np.zeros((1, file.width), file.dtype))
-
-    def close(self) -> None:
-        for file in (self._vectors, self._details):
-            if file is not None:
-                file.close()
-
-
-def _found(state: _State, queries: NDArray[np.float32], num: int) -> Found:
+def _found(state: State, queries: NDArray[np.float32], num: int) -> Found:
     """The best rows: all compared, or those that the approximate search finds and what came since."""
     nearest = state.nearest
     if nearest is None or not len(queries):
         return search(state.vectors, queries, num, state.is_there)
-    rest = search(state.vectors[nearest.num_rows :], queries, num, state.is_there[nearest.num_rows :])
     known = nearest.search(queries, num, state.vectors, state.is_there)
+    if nearest.num_rows == len(state.keys):
+        return known
+    rest = search(state.vectors[nearest.num_rows :], queries, num, state.is_there[nearest.num_rows :])
     return merged([known, rest._replace(rows=rest.rows + nearest.num_rows)], num)
 
 

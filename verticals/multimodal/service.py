@@ -17,14 +17,35 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import bentoml
 from bentoml.validators import ContentType
-from pydantic import BaseModel, Field
 from starlette.responses import Response
 
 from core.errors import DataError
 from core.monitoring import metrics
 from core.serving.http import GuardedService
 from core.serving.loader import Loader, require
-from core.serving.uploads import Upload
+from verticals.multimodal.requests import (
+    Answer,
+    Archive,
+    ArchiveIndexed,
+    Classified,
+    Deleted,
+    Found,
+    Ids,
+    Indexed,
+    ItemOf,
+    ItemTold,
+    LabelledPicture,
+    Listing,
+    Matched,
+    NewPicture,
+    Page,
+    Pair,
+    PictureQuery,
+    Refused,
+    Share,
+    SoundQuery,
+    TextQuery,
+)
 from verticals.multimodal.settings import from_environment
 
 if TYPE_CHECKING:
@@ -35,181 +56,15 @@ if TYPE_CHECKING:
 
 APPLICATION = "multimodal.retrieval"
 TIMEOUT_SECONDS = 300
-MOST_FOUND = 1000
 MOST_TOLD = 100
 """Pictures of an archive that were refused, and are named."""
-ItemId = Annotated[str, Field(min_length=1, max_length=200, description="Names the item.")]
-Sentence = Annotated[str, Field(min_length=1, max_length=10_000)]
-PICTURE = "PNG, JPEG, TIFF, BMP, WebP or GIF; any depth and colour, turned as Exif says."
-
-
-class NewPicture(Upload):
-    """A picture to index."""
-
-    picture: Path = Field(description=PICTURE)
-    id: ItemId | None = Field(None, description="The first digits of the file's sha256 where left out.")
-    caption: str | None = Field(None, max_length=4000, description="What is said of it; it is found by that too.")
-    metadata: str | None = Field(None, description="A JSON object, given back with what is found.")
-    replace: bool = Field(False, description="Whether it takes the place of the item of this id.")
-
-
-class Archive(Upload):
-    """Many pictures to index."""
-
-    archive: Path = Field(
-        description="A tar of webdataset: KEY.jpg with KEY.txt or KEY.json; the key is the id, the first caption counts."
-    )
-    replace: bool = Field(False, description="Whether they take the places of the items of their ids.")
-
-
-class PictureQuery(Upload):
-    """A picture to search by."""
-
-    picture: Path = Field(description=PICTURE)
-    count: int = Field(10, ge=1, le=MOST_FOUND)
-
-
-class Pair(Upload):
-    """A picture and a sentence."""
-
-    picture: Path = Field(description=PICTURE)
-    text: Sentence
-
-
-class LabelledPicture(Upload):
-    """A picture, and what it may be."""
-
-    picture: Path = Field(description=PICTURE)
-    labels: str = Field(description='A JSON list, as ["cat", "dog"], or labels with commas between.')
-    template: str = Field("a photo of a {}", max_length=1000, description="A sentence with {} where a label goes.")
-
-
-class TextQuery(BaseModel):
-    """A sentence to search by."""
-
-    text: Sentence
-    count: int = Field(10, ge=1, le=MOST_FOUND)
-
-
-class Ids(BaseModel):
-    """Names items."""
-
-    ids: list[ItemId] = Field(min_length=1, max_length=10_000)
-
-
-class ItemOf(BaseModel):
-    """Names an item."""
-
-    id: ItemId
-
-
-class Page(BaseModel):
-    """Which ids, in alphabetical order."""
-
-    count: int = Field(100, ge=1, le=MOST_FOUND)
-    after: str = Field("", max_length=200)
-
-
-class Indexed(BaseModel):
-    """What was indexed."""
-
-    id: str
-    replaced: bool
-    caption_cut: bool = Field(description="Whether the caption had more tokens than the model reads.")
-    items: int = Field(description="In the index now.")
-    version: str
-
-
-class Refused(BaseModel):
-    """A picture of an archive that was left out."""
-
-    id: str
-    reason: str
-
-
-class ArchiveIndexed(BaseModel):
-    """What became of an archive."""
-
-    indexed: int
-    replaced: int
-    refused: int
-    reasons: list[Refused] = Field(description="Of the first hundred that were refused.")
-    items: int
-    version: str
-
-
-class Found(BaseModel):
-    """An item that is like the question."""
-
-    id: str
-    score: float = Field(
-        description="Cosine, 1 is the same; where a text asks and the model has a matching head, mixed with what that says."
-    )
-    metadata: dict[str, Any]
-
-
-class Answer(BaseModel):
-    """The most like it, the best first."""
-
-    hits: list[Found]
-    items: int
-    version: str
-    text_cut: bool = Field(description="Whether the text had more tokens than the model reads.")
-    seconds: float
-
-
-class Matched(BaseModel):
-    """Whether a picture and a sentence belong together."""
-
-    score: float = Field(description="How alike they are, -1 to 1.")
-    chance: float = Field(description="That they do, where as many pairs do as do not.")
-    belongs: bool = Field(description="Whether that is more likely than not.")
-    text_cut: bool
-    version: str
-
-
-class Share(BaseModel):
-    """A label, and how much of the picture's chance is its."""
-
-    label: str
-    chance: float
-    score: float
-
-
-class Classified(BaseModel):
-    """All labels, the likeliest first."""
-
-    labels: list[Share]
-    version: str
-
-
-class Deleted(BaseModel):
-    """What is left."""
-
-    items: int
-
-
-class ItemTold(BaseModel):
-    """What is kept of an item."""
-
-    id: str
-    metadata: dict[str, Any]
-    has_picture: bool
-
-
-class Listing(BaseModel):
-    """Ids, and how many items there are."""
-
-    ids: list[str]
-    items: int
-    version: str
 
 
 class MultimodalService(GuardedService):
     """Pictures may be larger than other requests; `/ui` is a page of ours."""
 
     def upload_limits(self) -> Mapping[str, int]:
-        paths = ("/index", "/index_archive", "/search_by_image", "/match", "/classify")
+        paths = ("/index", "/index_archive", "/search_by_image", "/search_by_sound", "/match", "/classify")
         return dict.fromkeys(paths, from_environment().upload_bytes)
 
     def pages(self) -> Mapping[str, str]:
@@ -285,6 +140,15 @@ class Multimodal:
         return self._answer(*found, started)
 
     @bentoml.api
+    async def search_by_sound(self, request: SoundQuery, /) -> Answer:
+        """The pictures whose words are those of a sound, where the model has learned sounds."""
+        with tempfile.TemporaryDirectory() as folder:
+            given = await request.received(Path(folder))
+            started = time.perf_counter()
+            found = await asyncio.to_thread(self._collection.search, sound=given.sound, count=given.count)
+        return self._answer(*found, started)
+
+    @bentoml.api
     async def match(self, request: Pair, /) -> Matched:
         """Do a picture and a sentence belong together?"""
         with tempfile.TemporaryDirectory() as folder:
@@ -347,7 +211,7 @@ class Multimodal:
         reasons: list[Refused] = []
         for first in range(0, len(pairs), BATCH):
             entries = [
-                Entry(pair.picture.read(), pair.id, pair.captions[0], pair.metadata)
+                Entry(pair.file.read(), pair.id, pair.captions[0], pair.metadata)
                 for pair in pairs[first : first + BATCH]
             ]
             for made, reason in self._each(entries, replace):

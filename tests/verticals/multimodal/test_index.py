@@ -137,7 +137,7 @@ def test_what_is_deleted_is_no_longer_in_the_files(tmp_path: Path, monkeypatch: 
     raw = (tmp_path / "vectors-0.f32").read_bytes()
     assert vector("b").tobytes() not in raw
     assert vector("c").tobytes() in raw
-    monkeypatch.setattr(module._Files, "blank", lambda *_: None)  # a crash right after the list was committed
+    monkeypatch.setattr(module.Files, "blank", lambda *_: None)  # a crash right after the list was committed
     index.delete(["c"])
     assert vector("c").tobytes() in (tmp_path / "vectors-0.f32").read_bytes()
     index.close()

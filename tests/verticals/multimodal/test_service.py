@@ -11,6 +11,7 @@ import httpx
 import numpy as np
 import pytest
 from PIL import Image
+from scipy.io import wavfile
 
 from tests.bento import Server
 from tests.verticals.multimodal.made import caption, other_scenes, png
@@ -169,6 +170,15 @@ def test_pictures_that_are_refused(server: Server, path: str, picture: bytes, st
     assert answer.status_code == status, answer.text
     assert words in answer.json()["error"]["message"]
     assert ask(server, "/items").json()["items"] == before
+
+
+def test_a_sound_is_refused_by_a_model_that_has_learned_none(server: Server) -> None:
+    held = io.BytesIO()
+    wavfile.write(held, 8_000, np.zeros(4_000, np.int16))
+    for sound, words in ((held.getvalue(), "has not learned any"), (b"no sound", "give a WAV file"), (b"", "0 bytes")):
+        answer = send(server, "/search_by_sound", sound=sound)
+        assert answer.status_code == 422, answer.text
+        assert words in answer.json()["error"]["message"]
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""What `verticals predict` writes for captioned pictures, or a folder of pictures: their embeddings, ready for any index."""
+"""What `verticals predict` writes for captioned pictures and sounds, or a folder of them: their embeddings, ready for any index."""
 
 from __future__ import annotations
 
@@ -17,23 +17,32 @@ from core.durable.files import written
 from core.errors import CapacityError, DataError
 from core.memory import resident_bytes
 from core.training.log import progress
+from verticals.multimodal.retrieval.audio import read_sound
 from verticals.multimodal.retrieval.config import RetrievalConfig
 from verticals.multimodal.retrieval.formats import read_pairs
-from verticals.multimodal.retrieval.pairs import Stored
+from verticals.multimodal.retrieval.pairs import SOUNDS, Stored
 from verticals.multimodal.retrieval.predictor import Request, RetrievalPredictor
 
 
 class Source(NamedTuple):
-    """A picture to encode, and what is said of it."""
+    """A picture or a sound to encode, and what is said of it."""
 
     id: str
-    picture: Stored
+    file: Stored
     captions: tuple[str, ...]
+    is_sound: bool = False
+
+    def asked(self, config: RetrievalConfig) -> Request:
+        """Raises DataError, CapacityError."""
+        if self.is_sound:
+            return Request(sound=read_sound(self.file.read(), name=self.id))
+        most = config.data.most_pixels
+        return Request(read_picture(self.file.read(), num_channels=3, name=self.id, most_pixels=most))
 
 
 def predict(predictor: RetrievalPredictor, config: RetrievalConfig, source: str, target: Path) -> dict[str, Any]:
-    """Encodes every picture and caption into a new folder: `pictures.npy` and `captions.npy` hold the embeddings, a row each,
-    `items.jsonl` says for each picture its id, its row, the rows of its captions, and `reason` where it could not be read.
+    """Encodes everything into a new folder: `items.npy` holds the embeddings of pictures and sounds, `captions.npy` those of captions, a
+    row each; `items.jsonl` says for each its id, its row, the rows of its captions, and `reason` where it could not be read.
 
     Raises:
         DataError: no picture, or the target exists; nothing is written.
@@ -53,7 +62,7 @@ def predict(predictor: RetrievalPredictor, config: RetrievalConfig, source: str,
         folder.mkdir()
         arrays = {
             name: np.lib.format.open_memmap(folder / f"{name}.npy", "w+", np.float32, (count, predictor.width))
-            for name, count in (("pictures", len(sources)), ("captions", num_captions))
+            for name, count in (("items", len(sources)), ("captions", num_captions))
             if count
         }
         told = bar.add_task("pictures", total=len(sources), note="")
@@ -66,10 +75,7 @@ def predict(predictor: RetrievalPredictor, config: RetrievalConfig, source: str,
                     "captions": list(range(caption, caption + len(one.captions))),
                 }
                 try:
-                    picture = read_picture(
-                        one.picture.read(), num_channels=3, name=one.id, most_pixels=config.data.most_pixels
-                    )
-                    arrays["pictures"][row] = predictor([Request(picture=picture)])[0].picture
+                    arrays["items"][row] = predictor([one.asked(config)])[0].query
                 except (DataError, CapacityError) as error:
                     refused += 1
                     record |= {"row": None, "reason": str(error)}
@@ -82,10 +88,10 @@ def predict(predictor: RetrievalPredictor, config: RetrievalConfig, source: str,
         for array in arrays.values():
             array.flush()
         os.rename(folder, target)
-    text = f"{target}: {len(sources) - refused} pictures, {num_captions} captions" + (
+    text = f"{target}: {len(sources) - refused} pictures and sounds, {num_captions} captions" + (
         f"; {refused} could not be read, items.jsonl says why" if refused else ""
     )
-    return {"pictures": len(sources) - refused, "captions": num_captions, "refused": refused, "text": text}
+    return {"items": len(sources) - refused, "captions": num_captions, "refused": refused, "text": text}
 
 
 def cost(predictor: RetrievalPredictor, config: RetrievalConfig, source: str) -> Estimate:
@@ -94,7 +100,10 @@ def cost(predictor: RetrievalPredictor, config: RetrievalConfig, source: str) ->
     for one in _sources(Path(source)):
         seconds += len(one.captions) * predictor.estimate([Request(text="a")]).seconds
         try:
-            header = header_of(one.picture.read(), name=one.id)
+            if one.is_sound:
+                seconds += predictor.estimate([one.asked(config)]).seconds
+                continue
+            header = header_of(one.file.read(), name=one.id)
         except DataError:
             continue
         most = max(most, picture_bytes(header, 3))
@@ -103,19 +112,20 @@ def cost(predictor: RetrievalPredictor, config: RetrievalConfig, source: str) ->
 
 
 def _sources(source: Path) -> Iterator[Source]:
-    """A data set's pictures, or those of a folder. Raises DataError where there is none."""
-    if source.is_file() and source.suffix.lower() in SUFFIXES:
-        yield Source(source.name, Stored(source), ())
+    """A data set's pictures and sounds, or those of a folder. Raises DataError where there is none."""
+    if source.is_file() and source.suffix.lower() in (*SUFFIXES, *SOUNDS):
+        yield Source(source.name, Stored(source), (), source.suffix.lower() in SOUNDS)
         return
     try:
         listed = read_pairs(source)
     except DataError:
-        paths = sorted(path for path in source.rglob("*") if path.suffix.lower() in SUFFIXES) if source.is_dir() else []
+        known = (*SUFFIXES, *SOUNDS)
+        paths = sorted(path for path in source.rglob("*") if path.suffix.lower() in known) if source.is_dir() else []
         if not paths:
             raise
         for path in paths:
-            yield Source(path.relative_to(source).as_posix(), Stored(path), ())
+            yield Source(path.relative_to(source).as_posix(), Stored(path), (), path.suffix.lower() in SOUNDS)
         return
     for pairs in listed.sides.values():
         for pair in pairs:
-            yield Source(pair.id, pair.picture, pair.captions)
+            yield Source(pair.id, pair.file, pair.captions, pair.is_sound)

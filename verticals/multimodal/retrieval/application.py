@@ -15,10 +15,12 @@ from core.distributed.norm import synced
 from core.errors import DataError, LeakError
 from core.inference.parts import torch_session
 from verticals.multimodal.retrieval.answers import cost, predict
+from verticals.multimodal.retrieval.audio import RATE, parts_of_sound, read_sound
 from verticals.multimodal.retrieval.config import RECIPES, RetrievalConfig
 from verticals.multimodal.retrieval.data import RetrievalData
 from verticals.multimodal.retrieval.dataset import Dataset
-from verticals.multimodal.retrieval.evaluation import evaluate, evaluate_again
+from verticals.multimodal.retrieval.evaluation import BATCH, evaluate, evaluate_again
+from verticals.multimodal.retrieval.heads import CROWD
 from verticals.multimodal.retrieval.model import (
     RetrievalNet,
     class_names,
@@ -26,6 +28,7 @@ from verticals.multimodal.retrieval.model import (
     network_of,
     pair_form,
 )
+from verticals.multimodal.retrieval.pairs import SOUNDS
 from verticals.multimodal.retrieval.predictor import Request, RetrievalPredictor
 from verticals.multimodal.retrieval.prepare import prepared
 from verticals.multimodal.retrieval.synthetic import SyntheticConfig, captions_of, draw, scenes, write_dataset
@@ -38,9 +41,11 @@ PROMPT = "a photo of a {}"
 def task(config: RetrievalConfig, data: RetrievalData) -> RetrievalTask:
     """The network around the data's encoders, its space begun where texts and the words for classes are."""
     encoders = data.encoders
-    network = RetrievalNet(encoders.vision, encoders.text, config.model)
+    network = RetrievalNet(encoders.vision, encoders.text, config.model, encoders.audio)
     if not config.model.vision.frozen:
         synced(network.vision)
+    if network.audio is not None:
+        synced(network.audio)
     if data.is_frozen:
         with torch.inference_mode():
             _begin(network, config, data)
@@ -70,34 +75,65 @@ def model(config: RetrievalConfig, made: Mapping[str, Any]) -> RetrievalNet:
 
 
 def constants(config: RetrievalConfig, data: RetrievalData, task: RetrievalTask) -> dict[str, Any]:
-    """Preprocessing, tokenizer, and what makes a pair, by the validation pictures."""
+    """Preprocessing, tokenizer, and what makes a pair, by the validation pictures. The network gets to know what is like all."""
     made = constants_of(data.encoders)
     device = next(task.parameters()).device
     predictor = RetrievalPredictor(config, made, torch_session(pair_form(task.model), device=device))
+    gather(task.model, predictor, data)
     return {**made, "match": evaluate_again(predictor, data, "validation")[1]}
 
 
+def gather(network: RetrievalNet, predictor: RetrievalPredictor, data: RetrievalData) -> None:
+    """Some training pictures and captions, that an embedding is compared with to know how alike it is to everything."""
+    pairs, random = data.samples("train"), np.random.default_rng(0)
+    chosen = [pairs[place] for place in random.permutation(len(pairs))[:CROWD]]
+    captions = [one.captions[random.integers(len(one.captions))] for one in chosen]
+    vectors = []
+    for first in range(0, len(chosen), BATCH):
+        part = slice(first, first + BATCH)
+        requests = [Request(data.read(pair), text) for pair, text in zip(chosen[part], captions[part], strict=True)]
+        vectors += [(answer.picture, answer.text) for answer in predictor(requests)]
+    for crowd, rows in zip((network.heads.pictures, network.heads.captions), zip(*vectors, strict=True), strict=True):
+        crowd.gather(torch.from_numpy(np.array(rows, np.float32)).to(crowd.others.device))
+
+
 def check(config: RetrievalConfig, source: str) -> dict[str, Any]:
-    """Reads a data set or a picture whole and says what is in it; raises DataError at the first fault."""
+    """Reads a data set, a picture or a sound whole and says what is in it; raises DataError at the first fault."""
+    if Path(source).suffix.lower() in SOUNDS:
+        wave = read_sound(Path(source), name=Path(source).name)
+        loudest = float(np.abs(wave).max())
+        return {
+            "shape": list(wave.shape),
+            "text": f"{len(wave) / RATE:.2f} s of sound, the loudest sample {loudest:.2f}",
+        }
     if Path(source).is_file() and Path(source).suffix.lower() not in (".csv", ".tsv", ".txt", ".tar"):
         picture = read_picture(Path(source), num_channels=3, most_pixels=config.data.most_pixels)
         text = f"{picture.shape[1]} x {picture.shape[0]} pixels, values {int(picture.min())} to {int(picture.max())}"
         return {"shape": list(picture.shape), "text": text}
-    data = RetrievalData(config, Dataset.open(source, seed=config.data.split_seed).for_training())
-    for pair in data.samples("all"):
-        data.read(pair)
-    found = data.fingerprint
-    counts = ", ".join(f"{count} {side}" for side, count in found["pictures"].items())
+    dataset = Dataset.open(source, seed=config.data.split_seed).for_training()
+    for pair in (pair for side in dataset.sides.values() for pair in side):
+        if pair.is_sound:
+            read_sound(pair.file.read(), name=pair.id)
+        else:
+            read_picture(pair.file.read(), num_channels=3, name=pair.id, most_pixels=config.data.most_pixels)
+    found = dataset.fingerprint
     total = sum(found["captions"].values())
-    text = f"{found['format']}: {counts} pictures; {total} captions of {found['words'] / total:.1f} words; sha256 {found['sha256'][:16]}"
+    text = f"{found['format']}: {_counts(found)}; {total} captions of {found['words'] / total:.1f} words; sha256 {found['sha256'][:16]}"
     return {**found, "text": text}
 
 
 def synthesize(config: RetrievalConfig, path: Path) -> dict[str, Any]:
     """Writes synthetic captioned pictures into a new folder, in Flickr8k's layout."""
     found = write_dataset(config.data.synthetic, path)
-    counts = ", ".join(f"{count} {side}" for side, count in found["pictures"].items())
-    return {"path": str(path), **found, "text": f"{path}: {counts} pictures, {found['captions']} captions"}
+    return {"path": str(path), **found, "text": f"{path}: {_counts(found)}, {found['captions']} captions"}
+
+
+def _counts(found: Mapping[str, Any]) -> str:
+    return "; ".join(
+        f"{', '.join(f'{count} {side}' for side, count in found[kind].items())} {kind}"
+        for kind in ("pictures", "sounds")
+        if any(found.get(kind, {}).values())
+    )
 
 
 def samples(config: RetrievalConfig, source: str) -> RetrievalData:
@@ -117,7 +153,7 @@ def samples(config: RetrievalConfig, source: str) -> RetrievalData:
 def calibration(
     config: RetrievalConfig, constants: Mapping[str, Any], session: Session, data: RetrievalData, count: int
 ) -> tuple[list[Arrays], dict[str, int]]:
-    """Validation pictures, captions and pairs, one a row: a row is the call of one part."""
+    """Validation pictures, captions, pairs and sounds, one a row: a row is the call of one part."""
     predictor = RetrievalPredictor(config, constants, session)
     pairs = data.samples("validation")[:count]
     if len(pairs) < 2:
@@ -130,8 +166,13 @@ def calibration(
         for arrays, pair in zip(rows[len(pairs) :], pairs, strict=True):
             (answer,) = predictor([Request(data.read(pair))])
             words = session(arrays)["words"]
-            rows.append({"places": answer.places[None], "words": words, "token_mask": arrays["token_mask"]})  # type: ignore[index]
-    return rows, dict.fromkeys(("picture", "text", *(["match"] if predictor.places_shape else [])), len(pairs))
+            rows.append({"places": answer.places[None], "words": words})  # type: ignore[index]
+    counts = dict.fromkeys(("picture", "text", *(["match"] if predictor.places_shape else [])), len(pairs))
+    if predictor.hears:
+        sounds = data.sounds("validation")[:count]
+        rows += [{"sound": parts_of_sound(data.hear(pair), config.model.audio.num_samples)[:1]} for pair in sounds]
+        counts["sound"] = len(sounds)
+    return rows, counts
 
 
 def example() -> Request:

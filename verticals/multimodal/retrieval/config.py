@@ -41,7 +41,7 @@ class SamplerConfig(Config):
     hard: float = Field(0.0, ge=0, le=1)
     """Share of look-alikes in a batch in the last epoch; it rises from none."""
     views: int = Field(1, ge=1)
-    """Random views of each picture, where the vision encoder is frozen; else each is drawn anew."""
+    """Of each picture, where the vision encoder is frozen: the whole, and random ones. Else each is drawn anew."""
     least_area: float = Field(1.0, gt=0, le=1)
     """Part of a picture that a view shows at least."""
     mirror: bool = False
@@ -114,9 +114,14 @@ def frozen() -> RetrievalConfig:
             heads=HeadConfig(num=3),
             match=MatchConfig(grid=4),
         ),
-        sampler=SamplerConfig(captions=1),
-        fit=FitConfig(epochs=30, optim=OptimConfig(lr=1e-3, weight_decay=0.05, warmup=0.1)),
+        sampler=SamplerConfig(captions=1, views=4, least_area=0.5),
+        fit=FitConfig(epochs=40, optim=OptimConfig(lr=1e-3, weight_decay=0.05, warmup=0.1)),
     )
+
+
+def sound() -> RetrievalConfig:
+    """As `default`, and tones with words beside the pictures: a third encoder for the same space."""
+    return default().override(["model.audio.name=test_efficientnet", "data.synthetic.num_sounds=240"])
 
 
 SMALL_TEXT: dict[str, Any] = {
@@ -128,4 +133,9 @@ SMALL_TEXT: dict[str, Any] = {
 }
 """Of a network that is trained on few captions."""
 
-RECIPES: dict[str, Callable[[], RetrievalConfig]] = {"debug": debug, "default": default, "frozen": frozen}
+RECIPES: dict[str, Callable[[], RetrievalConfig]] = {
+    "debug": debug,
+    "default": default,
+    "frozen": frozen,
+    "sound": sound,
+}

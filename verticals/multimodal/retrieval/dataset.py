@@ -66,13 +66,14 @@ class Dataset:
         for side in sorted(self.sides):
             for pair in self.sides[side]:
                 total.update(f"{side} {pair.id}\n".encode())
-                total.update(hashlib.sha256(pair.picture.read()).digest())
+                total.update(hashlib.sha256(pair.file.read()).digest())
                 total.update("\n".join(pair.captions).encode())
         every = [pair for pairs in self.sides.values() for pair in pairs]
         return {
             "sources": [str(self.root)],
             "format": self.format,
-            "pictures": {side: len(pairs) for side, pairs in self.sides.items()},
+            "pictures": {side: sum(not pair.is_sound for pair in pairs) for side, pairs in self.sides.items()},
+            "sounds": {side: sum(pair.is_sound for pair in pairs) for side, pairs in self.sides.items()},
             "captions": {side: sum(len(pair.captions) for pair in pairs) for side, pairs in self.sides.items()},
             "words": sum(len(caption.split()) for pair in every for caption in pair.captions),
             "sha256": total.hexdigest(),
@@ -109,7 +110,7 @@ def _parted(pairs: Sequence[Pair], share: float, seed: int) -> tuple[tuple[Pair,
 
 
 def _digest(pair: Pair) -> bytes:
-    return hashlib.sha256(pair.picture.read()).digest()
+    return hashlib.sha256(pair.file.read()).digest()
 
 
 def _refuse_leaks(sides: Mapping[str, Sequence[Pair]]) -> None:

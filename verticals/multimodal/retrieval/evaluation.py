@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,14 +19,16 @@ from core.evaluation.report import Record, Section, Text, figures_table
 from verticals.multimodal.retrieval.data import RetrievalData
 from verticals.multimodal.retrieval.matching import fitted
 from verticals.multimodal.retrieval.predictor import Encoded, Request, RetrievalPredictor, places_of
-from verticals.multimodal.retrieval.recall import Ranks, figures_of, ranks_of
+from verticals.multimodal.retrieval.recall import AMONG, TO_PICTURE, TO_TEXT, Floats, Ranks, figures_of, ranks_of
 
 BATCH = 64
 """Pictures that are held decoded at a time."""
 AGAIN = 100
 """The first that the embeddings find; the matching head looks at them again."""
-WEIGHTS = np.arange(0, 2.05, 0.1)
-"""Of the matching head's word beside the cosine, of which the best is taken."""
+WEIGHTS, CROWDS = np.arange(0, 2.05, 0.1).round(1).tolist(), (0.0, 0.25, 0.5, 0.75, 1.0)
+"""Of the matching head's word beside the cosine, and of how alike either is to all: of them the best are taken."""
+BEFORE = 5.0
+"""Added to scores of those that are looked at again: cosines are up to 1, scores above -3."""
 DRAWN = 100
 """Captions drawn for each picture, that a chance is fitted on beside its own."""
 
@@ -44,8 +47,12 @@ class Evaluation:
     """[M] each caption's picture."""
     matches: NDArray[np.float32] | None = field(default=None, repr=False)
     """[N, M] what the matching head says of the first hundred of each; None where there is none."""
-    weight: float = 0.0
-    """Of what it says beside the cosine."""
+    levels: tuple[Floats, Floats] = (np.zeros(1), np.zeros(1))
+    """[N] and [M] how alike each picture is to all captions, and each caption to all pictures."""
+    weights: tuple[float, float] = (0.0, 0.0)
+    """Of the matching head's word beside the cosine, and of levels."""
+    heard: Ranks | None = field(default=None, repr=False)
+    """Of sounds and their captions, where there are any."""
 
     @cached_property
     def similarity(self) -> NDArray[np.float32]:
@@ -54,38 +61,45 @@ class Evaluation:
 
     @cached_property
     def ranks(self) -> Ranks:
-        return self.ranks_by(self.weight)
+        return self.ranks_by(*self.weights)
 
-    def ranks_by(self, weight: float) -> Ranks:
-        """With another weight; 0 is that of the embeddings alone."""
-        return ranks_of(self._ordered(weight, 1), self.owner, self._ordered(weight, 0))
+    def ranks_by(self, weight: float, crowd: float) -> Ranks:
+        """With other weights; with none it is what the embeddings find alone."""
+        return ranks_of(self._ordered(weight, crowd, 1), self.owner, self._ordered(weight, crowd, 0))
 
     @cached_property
-    def best_weight(self) -> float:
-        """The weight under which right answers stand highest, by the mean of one over their ranks both ways."""
+    def best_weights(self) -> tuple[float, float]:
+        """Those under which right answers stand highest, by the mean of one over their ranks both ways."""
 
-        def height(weight: float) -> float:
-            ranks = self.ranks_by(weight)
+        def height(weights: tuple[float, float]) -> float:
+            ranks = self.ranks_by(*weights)
             return float((1 / (1 + ranks.to_text)).mean() + (1 / (1 + ranks.to_picture)).mean())
 
-        return float(round(max(WEIGHTS, key=height), 1))
+        return max(itertools.product(WEIGHTS if self.matches is not None else WEIGHTS[:1], CROWDS), key=height)
 
     @cached_property
     def figures(self) -> Figures:
         figures = dict(figures_of(self.ranks))
-        if self.matches is not None:
-            alone = figures_of(self.ranks_by(0))
+        if any(self.weights):
+            alone = figures_of(self.ranks_by(0, 0))
             figures |= {
                 f"{name}, embeddings alone": alone[name] for name in alone if "R@1 " in name or name == "mean recall"
             }
+        if self.heard is not None:
+            of_sounds = figures_of(self.heard)
+            figures |= {
+                name.replace("picture", "sound"): of_sounds[name]
+                for name in (f"R@{among} {way}" for way in (TO_TEXT, TO_PICTURE) for among in AMONG)
+            }
         return Figures({**figures, **self._of_items()}, counted=("pictures", "captions"))
 
-    def _ordered(self, weight: float, axis: int) -> NDArray[np.float32]:
-        """[N, M] scores along an axis: the first hundred by both, before all others by the cosine."""
-        if self.matches is None or not weight:
+    def _ordered(self, weight: float, crowd: float, axis: int) -> NDArray[np.float32]:
+        """[N, M] scores along an axis: the first hundred by all that is known, before all others by the cosine."""
+        if not weight and not crowd:
             return self.similarity
         scores, first = self.similarity.copy(), _first(self.similarity, axis)
-        again = (scores + weight * self.matches) / (1 + weight) + 2  # a score is above -1, a cosine up to 1
+        again = scores if self.matches is None else (scores + weight * self.matches) / (1 + weight)
+        again = again - crowd * (self.levels[0][:, None] + self.levels[1]) + BEFORE
         np.put_along_axis(scores, first, np.take_along_axis(again, first, axis), axis)
         return scores
 
@@ -110,7 +124,7 @@ class Evaluation:
     @property
     def answers(self) -> Arrays:
         """Of each caption the picture that is found, its own's cosine, and what the matching head says of the found one."""
-        captions, scores = np.arange(len(self.owner)), self._ordered(self.weight, 0)
+        captions, scores = np.arange(len(self.owner)), self._ordered(*self.weights, 0)
         found = scores.argmax(0)
         said = self.similarity if self.matches is None else self.matches
         return {
@@ -171,16 +185,18 @@ def evaluate_again(
     to a chance, by each picture's own captions and a hundred drawn ones. Raises DataError.
     """
     judged, pictures, texts = _judged(predictor, data, split)
-    predictor.match["weight"] = judged.best_weight
+    weight, crowd = judged.best_weights
+    predictor.match |= {"weight": weight, "crowd": crowd}
+    predictor.looks_again = weight + crowd > 0
     random = np.random.default_rng(0)
     scores, own = [], []
     for row, picture in enumerate(pictures):
         drawn = random.permutation(len(texts))[:DRAWN]
         asked = np.union1d(drawn, np.flatnonzero(judged.owner == row))
         cosines = judged.similarity[row : row + 1, asked]
-        scores.append(predictor.scores(cosines, places_of([picture]), [texts[place] for place in asked])[0])
+        scores.append(predictor.scores(cosines, [picture], [texts[place] for place in asked])[0])
         own.append(judged.owner[asked] == row)
-    return judged, {"weight": judged.best_weight, **fitted(np.concatenate(scores), np.concatenate(own))}
+    return judged, {"weight": weight, "crowd": crowd, **fitted(np.concatenate(scores), np.concatenate(own))}
 
 
 def _judged(
@@ -194,9 +210,22 @@ def _judged(
     owner = np.repeat(np.arange(len(pairs)), [len(pair.captions) for pair in pairs])
     vectors = [np.array(side, np.float32) for side in ([one.picture for one in pictures], [one.text for one in texts])]
     judged = Evaluation(split, [pair.id for pair in pairs], vectors[0], vectors[1], owner)
+    judged.levels = np.array([one.picture_level for one in pictures]), np.array([one.text_level for one in texts])
+    judged.weights = predictor.match["weight"] if predictor.places_shape else 0.0, predictor.match["crowd"]
     if predictor.places_shape:
-        judged.matches, judged.weight = _matches(predictor, judged, pictures, texts), predictor.match["weight"]
+        judged.matches = _matches(predictor, judged, pictures, texts)
+    if predictor.hears and data.sounds(split):
+        judged.heard = _heard(predictor, data, split)
     return judged, pictures, texts
+
+
+def _heard(predictor: RetrievalPredictor, data: RetrievalData, split: str) -> Ranks:
+    """Of sounds among sounds, by their captions."""
+    pairs = data.sounds(split)
+    sounds = [predictor([Request(sound=data.hear(pair))])[0].sound for pair in pairs]
+    texts = [one.text for one in predictor([Request(text=text) for pair in pairs for text in pair.captions])]
+    owner = np.repeat(np.arange(len(pairs)), [len(pair.captions) for pair in pairs])
+    return ranks_of(np.array(sounds, np.float32) @ np.array(texts, np.float32).T, owner)
 
 
 def _matches(
@@ -212,7 +241,7 @@ def _matches(
 
 
 def _first(similarity: NDArray[np.float32], axis: int) -> NDArray[np.int64]:
-    """The places of the first hundred along an axis, in no order."""
+    """The places of the first hundred along an axis, in their own order: alike on every runtime."""
     most = min(AGAIN, similarity.shape[axis])
     found = np.argpartition(-similarity, most - 1, axis=axis)
-    return found[:, :most] if axis else found[:most]
+    return np.sort(found[:, :most] if axis else found[:most], axis=axis)

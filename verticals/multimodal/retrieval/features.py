@@ -120,7 +120,7 @@ def _write_pictures(
     with progress() as bar:
         told = bar.add_task("pictures", total=len(pairs), note="")
         for place, (pair, wanted) in enumerate(zip(pairs, views, strict=True)):
-            picture = read_picture(pair.picture.read(), num_channels=3, name=pair.id)
+            picture = read_picture(pair.file.read(), num_channels=3, name=pair.id)
             rows = np.stack([prepared(picture, vision.preprocessing, view) for view in wanted])
             made = vision(torch.from_numpy(rows).to(device))
             for name, array in arrays.items():
@@ -157,7 +157,7 @@ def _key(
     for encoder in (vision, text):
         _add_weights(total.update, encoder)
     for pair, wanted in zip(pairs, views, strict=True):
-        total.update(hashlib.sha256(pair.picture.read()).digest())
+        total.update(hashlib.sha256(pair.file.read()).digest())
         total.update("\0".join((*pair.captions, repr(list(wanted)))).encode())
     return total.hexdigest()[:32]
 

@@ -30,7 +30,7 @@ SIDES: Mapping[str, tuple[str, ...]] = {
 SIDE_NAMES = {"train": "train", "dev": "validation", "val": "validation", "validation": "validation", "test": "test"}
 """What a column `split` may say."""
 TABLES = (".csv", ".tsv", ".txt")
-FOLDERS = ("images", "Images", "Flicker8k_Dataset", "Flickr8k_Dataset")
+FOLDERS = ("images", "Images", "Flicker8k_Dataset", "Flickr8k_Dataset", "files")
 PATH_COLUMNS, TITLE_COLUMNS = ("filepath", "image", "path", "file"), ("title", "caption", "text")
 CAPTION_FILES = (".txt", ".json")
 

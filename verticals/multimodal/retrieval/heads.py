@@ -24,6 +24,10 @@ PRIOR = 8.0
 """Length of the words' part of a picture's embedding at the start, where the learned part has about 10."""
 
 
+CROWD, CROWD_SCALE = 512, 10.0
+"""Embeddings that another is compared with to know how alike it is to everything, and what their cosines are multiplied by."""
+
+
 class HeadConfig(Config):
     """The common space."""
 
@@ -102,6 +106,29 @@ class TextHead(nn.Module):
         if self.is_own_space:
             made = [text + one for one in made]
         return F.normalize(torch.stack(made, 1), dim=-1)
+
+
+class Crowd(nn.Module):
+    """How alike an embedding is to everything: to embeddings of the other kind that were trained on. What is like all says little.
+
+    Source:
+        Smith et al., Offline bilingual word vectors, orthogonal transformations and the inverted softmax, 2017 (arXiv:1702.03859), with
+        training examples in place of the queries.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.others = nn.Buffer(torch.zeros(CROWD, width))
+
+    @torch.no_grad()
+    def gather(self, rows: Tensor) -> None:
+        """Takes those of [N, D] as its own, again and again where they are few."""
+        self.others.copy_(rows[torch.arange(CROWD) % len(rows)])
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """[B, D] -> [B], 0 before there are others."""
+        level: Tensor = (rows @ self.others.T * CROWD_SCALE).logsumexp(1) - math.log(CROWD)
+        return level / CROWD_SCALE
 
 
 def embedding(heads: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
-"""The network: two encoders and their heads. It ships whole, normalisation included, so that an artifact needs pixels and tokens.
+"""The network: encoders and their heads. It ships whole, normalisation included, so that an artifact needs pixels and tokens.
 
-Legend: N picture, M text, L token, P place, C channel of a word, D numbers of an embedding.
+Legend: N picture, M text, S sound, T sample, L token, P place, C channel of a word, D numbers of an embedding.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ from core.config import Config
 from core.contract import TensorSpec
 from core.errors import ConfigError
 from core.inference.parts import Parts
+from verticals.multimodal.retrieval.audio import AudioConfig, AudioEncoder
 from verticals.multimodal.retrieval.encoders import Pooling, TextEncoder, TextFeatures, VisionEncoder, VisionFeatures
-from verticals.multimodal.retrieval.heads import HeadConfig, PictureHead, TextHead, embedding
+from verticals.multimodal.retrieval.heads import Crowd, HeadConfig, PictureHead, TextHead, embedding
 from verticals.multimodal.retrieval.matching import MatchConfig, MatchHead
 from verticals.multimodal.retrieval.tokens import Tokenizer
 from verticals.multimodal.retrieval.weights import HUB, NONE, Preprocessing, resolve
@@ -68,6 +69,7 @@ class ModelConfig(Config):
     text: TextConfig = TextConfig()
     heads: HeadConfig = HeadConfig()
     match: MatchConfig = MatchConfig()
+    audio: AudioConfig = AudioConfig()
 
 
 class Encoders(NamedTuple):
@@ -76,14 +78,22 @@ class Encoders(NamedTuple):
     vision: VisionEncoder
     text: TextEncoder
     tokenizer: Tokenizer
+    audio: AudioEncoder | None = None
 
 
 class Heads(nn.Module):
     """What is learned above the encoders."""
 
-    def __init__(self, picture: PictureHead, text: TextHead, match: MatchHead | None) -> None:
+    def __init__(
+        self, picture: PictureHead, text: TextHead, match: MatchHead | None, sound: PictureHead | None, *, width: int
+    ) -> None:
+        """
+        Args:
+            width: numbers of an embedding.
+        """
         super().__init__()
-        self.picture, self.text, self.match = picture, text, match
+        self.picture, self.text, self.match, self.sound = picture, text, match, sound
+        self.captions, self.pictures = Crowd(width), Crowd(width)
 
     @property
     def of_pictures(self) -> list[PictureHead]:
@@ -100,28 +110,45 @@ class Embedded(NamedTuple):
     """[M, heads, D]"""
     places: Tensor | tuple[()] = ()
     """[N, P, C] where there is a head that matches."""
+    sounds: Tensor | tuple[()] = ()
+    """[S, heads, D] where there is an encoder of sounds."""
 
 
 class RetrievalNet(nn.Module):
-    """Pictures and texts to embeddings of one space."""
+    """Pictures, texts and sounds to embeddings of one space."""
 
-    def __init__(self, vision: VisionEncoder, text: TextEncoder, config: ModelConfig) -> None:
+    def __init__(
+        self, vision: VisionEncoder, text: TextEncoder, config: ModelConfig, audio: AudioEncoder | None = None
+    ) -> None:
         super().__init__()
-        self.vision, self.text = vision, text
+        self.vision, self.text, self.audio = vision, text, audio
+        self.num_samples = config.audio.num_samples
         width = config.heads.width or text.num_channels
         num_classes = vision.num_classes if config.vision.classes else 0
+        self.width = width * config.heads.num
         self.heads = Heads(
             PictureHead(vision.num_pooled, num_classes, width, config.heads),
             TextHead(text.num_channels, width, config.heads),
             _match_head(vision, text, config, num_classes) if config.match.grid else None,
+            PictureHead(audio.num_pooled, 0, width, config.heads) if audio is not None else None,
+            width=self.width,
         )
-        self.width = width * config.heads.num
 
-    def forward(self, seen: VisionFeatures, read: Tensor) -> Embedded:
-        """What the encoders made of N pictures, and texts' vectors [M, C]."""
-        picture, text = self.heads.picture(seen), self.heads.text(read)
+    def forward(self, seen: VisionFeatures, read: Tensor, samples: Tensor) -> Embedded:
+        """What the encoders made of N pictures, texts' vectors [M, C], and sounds [S, T] themselves."""
         match = self.heads.match
-        return Embedded(picture, text) if match is None else Embedded(picture, text, match.places(seen))
+        return Embedded(
+            self.heads.picture(seen),
+            self.heads.text(read),
+            () if match is None else match.places(seen),
+            () if self.audio is None else self.hear(samples),
+        )
+
+    def hear(self, samples: Tensor) -> Tensor:
+        """[S, T] -> [S, heads, D]"""
+        pooled = self.audio(samples)  # type: ignore[misc]
+        made: Tensor = self.heads.sound(VisionFeatures(pooled, pooled[:, None], pooled[:, :0]))  # type: ignore[misc]
+        return made
 
 
 class PicturePart(nn.Module):
@@ -130,14 +157,19 @@ class PicturePart(nn.Module):
     def __init__(self, network: RetrievalNet) -> None:
         super().__init__()
         self.vision, self.head, self.match = network.vision, network.heads.picture, network.heads.match
+        self.captions = network.heads.captions
         size = network.vision.preprocessing.size
         self.inputs = (TensorSpec("picture", ("N", 3, size, size), "uint8"),)
-        self.outputs = (TensorSpec("picture_embedding", ("N", network.width)), *_places_spec(network))
+        self.outputs = (
+            TensorSpec("picture_embedding", ("N", network.width)),
+            TensorSpec("picture_level", ("N",)),
+            *_places_spec(network),
+        )
 
     def forward(self, picture: Tensor) -> tuple[Tensor, ...]:
         seen = self.vision(picture)
         made = embedding(self.head(seen))
-        return (made,) if self.match is None else (made, self.match.places(seen))
+        return (made, self.captions(made), *([] if self.match is None else [self.match.places(seen)]))
 
 
 class TextPart(nn.Module):
@@ -145,35 +177,49 @@ class TextPart(nn.Module):
 
     def __init__(self, network: RetrievalNet) -> None:
         super().__init__()
-        self.text, self.head = network.text, network.heads.text
-        self.inputs = (TensorSpec("tokens", ("M", "L"), "int64"), MASK)
+        self.text, self.head, self.pictures = network.text, network.heads.text, network.heads.pictures
+        self.inputs = (TensorSpec("tokens", ("M", "L"), "int64"), TensorSpec("token_mask", ("M", "L"), "bool"))
         self.longest = {"L": network.text.most_tokens}
         self._gives_words = network.heads.match is not None
         words = [_words_spec(network)] if self._gives_words else []
-        self.outputs = (TensorSpec("text_embedding", ("M", network.width)), *words)
+        self.outputs = (
+            TensorSpec("text_embedding", ("M", network.width)),
+            TensorSpec("text_level", ("M",)),
+            *words,
+        )
 
     def forward(self, tokens: Tensor, mask: Tensor) -> tuple[Tensor, ...]:
         read: TextFeatures = self.text(tokens, mask)
         made = embedding(self.head(read.pooled))
-        return (made, read.words) if self._gives_words else (made,)
+        return (made, self.pictures(made), *([read.words * mask[..., None]] if self._gives_words else []))
+
+
+class SoundPart(nn.Module):
+    """Samples to the embedding of their sound."""
+
+    def __init__(self, network: RetrievalNet) -> None:
+        super().__init__()
+        self.network = network
+        self.inputs = (TensorSpec("sound", ("S", network.num_samples)),)
+        self.outputs = (TensorSpec("sound_embedding", ("S", network.width)),)
+
+    def forward(self, samples: Tensor) -> Tensor:
+        return embedding(self.network.hear(samples))
 
 
 class MatchPart(nn.Module):
-    """Places of pictures and words of texts to how well they match, each with each."""
+    """Places of pictures and words of texts to how well they match, each with each. Where there is no word there are zeros."""
 
     def __init__(self, network: RetrievalNet, match: MatchHead) -> None:
         super().__init__()
         self.match = match
-        self.inputs = (*_places_spec(network), _words_spec(network), MASK)
+        self.inputs = (*_places_spec(network), _words_spec(network))
         self.longest = {"L": network.text.most_tokens}
         self.outputs = (TensorSpec("match", ("N", "M")),)
 
-    def forward(self, places: Tensor, words: Tensor, mask: Tensor) -> Tensor:
-        made: Tensor = self.match(places, words, mask)
+    def forward(self, places: Tensor, words: Tensor) -> Tensor:
+        made: Tensor = self.match(places, words, words.abs().amax(-1) > 0)
         return made
-
-
-MASK = TensorSpec("token_mask", ("M", "L"), "bool")
 
 
 def _places_spec(network: RetrievalNet) -> tuple[TensorSpec, ...]:
@@ -190,6 +236,8 @@ def pair_form(network: RetrievalNet) -> Parts:
     parts: dict[str, nn.Module] = {"picture": PicturePart(network), "text": TextPart(network)}
     if network.heads.match is not None:
         parts["match"] = MatchPart(network, network.heads.match)
+    if network.audio is not None:
+        parts["sound"] = SoundPart(network)
     return Parts(parts)
 
 
@@ -218,10 +266,11 @@ def encoders_of(config: ModelConfig, captions: Sequence[str], *, seed: int) -> E
         else:
             tokenizer, settings = _tokenizer(given.name, given.weights, given.most_tokens), given.architecture
         text = TextEncoder(given.name, weights=given.weights, architecture=settings, pooling=given.pooling)
+        audio = _audio(config.audio, config.audio.weights)
     text.check(tokenizer)
     for encoder, frozen in ((vision, config.vision.frozen), (text, given.frozen)):
         encoder.requires_grad_(not frozen)
-    return Encoders(vision, text, tokenizer)
+    return Encoders(vision, text, tokenizer, audio)
 
 
 def constants_of(encoders: Encoders) -> dict[str, Any]:
@@ -245,7 +294,11 @@ def network_of(config: ModelConfig, made: Mapping[str, Any]) -> RetrievalNet:
     text = TextEncoder(
         config.text.name, weights=NONE, architecture=made["text"]["architecture"], pooling=made["text"]["pooling"]
     )
-    return RetrievalNet(vision, text, config)
+    return RetrievalNet(vision, text, config, _audio(config.audio, NONE))
+
+
+def _audio(config: AudioConfig, weights: str) -> AudioEncoder | None:
+    return AudioEncoder(config.name, weights=weights, num_bands=config.num_bands) if config.name else None
 
 
 def _match_head(vision: VisionEncoder, text: TextEncoder, config: ModelConfig, num_classes: int) -> MatchHead:

@@ -1,4 +1,4 @@
-"""Pictures with what people say of them, as every format is read to."""
+"""Pictures and sounds with what people say of them, as every format is read to."""
 
 from __future__ import annotations
 
@@ -9,9 +9,12 @@ from typing import Any, NamedTuple
 
 from core.errors import DataError
 
+SOUNDS = (".wav",)
+"""Endings of files that hold sounds."""
+
 
 class Stored(NamedTuple):
-    """Where a picture's bytes lie: a file, or a part of a tar."""
+    """Where a picture's or a sound's bytes lie: a file, or a part of a tar."""
 
     path: Path
     offset: int = 0
@@ -30,13 +33,18 @@ class Stored(NamedTuple):
 
 @dataclass(frozen=True)
 class Pair:
-    """A picture and its captions, one at least."""
+    """A picture or a sound, and its captions, one at least."""
 
     id: str
     """Unique in its data set."""
-    picture: Stored
+    file: Stored
     captions: tuple[str, ...]
     metadata: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def is_sound(self) -> bool:
+        """By its name; else it is a picture."""
+        return self.file.size < 0 and self.file.path.suffix.lower() in SOUNDS
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Coloured shapes on textures, with captions of colour, shape, count and place: small data whose answers are known.
+"""Coloured shapes on textures, with captions of colour, shape, count and place: small data whose answers are known. Tones beside them.
 
 A scene is one group of equal shapes, or two at different places. No two pictures of a data set show the same scene, so that a
 caption that says all of it has one answer.
@@ -15,9 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from pydantic import Field
+from scipy.io import wavfile
 
 from core.config import Config
 from core.errors import ConfigError, DataError
+from verticals.multimodal.retrieval.audio import RATE
+from verticals.multimodal.retrieval.synthetic_sounds import play, sound_captions, tunes
 
 Picture = NDArray[np.uint8]
 
@@ -49,6 +52,8 @@ class SyntheticConfig(Config):
     """Pixels of a side."""
     captions: int = Field(3, ge=1, le=5)
     """Captions a picture, in other words each."""
+    num_sounds: int = Field(0, ge=0, le=288)
+    """Sounds, each of another tune."""
     two: float = Field(0.7, ge=0, le=1)
     """Share of scenes with two groups."""
     seed: int = 0
@@ -129,28 +134,43 @@ def draw(scene: Scene, size: int, random: np.random.Generator) -> Picture:
 
 
 def write_dataset(config: SyntheticConfig, path: Path) -> dict[str, Any]:
-    """Writes a folder in Flickr8k's layout, and says what is in it.
+    """Writes a folder in Flickr8k's layout, and says what is in it; sounds lie beside pictures, in `files`.
 
     Raises:
         DataError: the folder exists.
     """
     if path.exists():
         raise DataError(f"{path} exists; name a new folder")
-    made = scenes(config)
-    (path / "images").mkdir(parents=True)
+    made, heard = scenes(config), tunes(config.num_sounds, config.seed)
+    folder = path / ("files" if heard else "images")
+    folder.mkdir(parents=True)
     random = np.random.default_rng([config.seed, 1])
     names = [f"{place:05d}.png" for place in range(len(made))]
+    sounds = [f"{place:05d}.wav" for place in range(len(heard))]
     with (path / "captions.csv").open("w", encoding="utf-8", newline="") as file:
         rows = csv.writer(file)
         rows.writerow(("image", "caption"))
         for name, scene in zip(names, made, strict=True):
-            Image.fromarray(draw(scene, config.size, random)).save(path / "images" / name)
+            Image.fromarray(draw(scene, config.size, random)).save(folder / name)
             rows.writerows((name, caption) for caption in captions_of(scene, config.captions, random))
-    held = max(2, len(names) // 6)
-    sides = {"test": names[:held], "dev": names[held : 2 * held], "train": names[2 * held :]}
-    for side, listed in sides.items():
+        for name, tune in zip(sounds, heard, strict=True):
+            wavfile.write(folder / name, RATE, np.round(play(tune, random) * 32767).astype(np.int16))
+            rows.writerows((name, caption) for caption in sound_captions(tune, config.captions, random))
+    parts = [_sides(names), *([_sides(sounds)] if sounds else [])]
+    for side in parts[0]:
+        listed = [name for part in parts for name in part[side]]
         (path / f"{side}.txt").write_text("\n".join(listed) + "\n", encoding="utf-8")
-    return {"pictures": {side: len(listed) for side, listed in sides.items()}, "captions": config.captions * len(names)}
+    counts = [{side: len(listed) for side, listed in part.items()} for part in parts]
+    return {
+        "pictures": counts[0],
+        **({"sounds": counts[1]} if sounds else {}),
+        "captions": config.captions * (len(names) + len(sounds)),
+    }
+
+
+def _sides(names: list[str]) -> dict[str, list[str]]:
+    held = max(2, len(names) // 6)
+    return {"test": names[:held], "dev": names[held : 2 * held], "train": names[2 * held :]}
 
 
 def _texture(size: int, scene: Scene, random: np.random.Generator) -> Picture:

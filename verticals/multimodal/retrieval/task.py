@@ -1,6 +1,6 @@
 """What is trained: own pairs alike, others not, over the batches of all processes together; a head that matches beside it.
 
-Legend: N picture, M caption, L token, P place, K class, C channel.
+Legend: N picture, S sound, T sample, M caption, L token, P place, K class, C channel.
 """
 
 from __future__ import annotations
@@ -39,9 +39,11 @@ class PixelBatch(NamedTuple):
     mask: Tensor
     """[M, L] bool"""
     numbers: Tensor
-    """[N] int64, which picture of the data set each is."""
+    """[N + S] int64, which picture of the data set each is; sounds follow, with numbers of their own."""
     owner: Tensor
-    """[M] int64, the same of each caption's."""
+    """[M] int64, the same of each caption's: those of pictures first."""
+    sounds: Tensor
+    """[S, T] float32; S is 0 where there are none."""
 
 
 class FeatureBatch(NamedTuple):
@@ -60,9 +62,11 @@ class FeatureBatch(NamedTuple):
     mask: Tensor
     """[M, L] bool"""
     numbers: Tensor
-    """[N] int64"""
+    """[N + S] int64"""
     owner: Tensor
     """[M] int64"""
+    sounds: Tensor
+    """[S, T] float32; S is 0 where there are none."""
 
 
 Batch = PixelBatch | FeatureBatch
@@ -85,20 +89,24 @@ class RetrievalTask(nn.Module):
         else:
             seen = VisionFeatures(batch.pooled, batch.places, batch.classes)
             read = TextFeatures(batch.read, batch.words)
-        made: Embedded = self.model(seen, read.pooled)
-        pictures, texts, numbers, owner = (
-            gathered(part) for part in (made.pictures, made.texts, batch.numbers, batch.owner)
-        )
+        made: Embedded = self.model(seen, read.pooled, batch.sounds)
+        items = made.pictures if isinstance(made.sounds, tuple) else torch.cat([made.pictures, made.sounds])
+        items, texts, numbers, owner = (gathered(part) for part in (items, made.texts, batch.numbers, batch.owner))
         own = numbers[:, None] == owner[None]
-        with torch.autocast(pictures.device.type, enabled=False):
-            similarity = torch.einsum("nhd,mhd->hnm", pictures.float(), texts.float())
+        with torch.autocast(items.device.type, enabled=False):
+            similarity = torch.einsum("nhd,mhd->hnm", items.float(), texts.float())
             loss = torch.stack([self.contrastive(head, own) for head in similarity]).mean()
         logs = {"scale": self.contrastive.scale.detach()}
         match = self.model.heads.match
         if match is None or self.matching is None or self.balance is None or isinstance(made.places, tuple):
             return Step(loss, logs)
-        places, words, mask = (gathered(part) for part in (made.places, *self._padded(read.words, batch.mask)))
-        second = self.matching(match(places, words, mask), own)
+        num_pictures = len(made.pictures)
+        num_captions = len(batch.owner) * num_pictures // len(batch.numbers)  # of pictures: all have as many
+        padded = self._padded(read.words[:num_captions], batch.mask[:num_captions])
+        places, words, mask, numbers, owner = (
+            gathered(part) for part in (made.places, *padded, batch.numbers[:num_pictures], batch.owner[:num_captions])
+        )
+        second = self.matching(match(places, words, mask), numbers[:, None] == owner[None])
         balanced = self.balance(torch.stack([loss, second]))
         return Step(balanced, {**logs, "contrastive": loss.detach(), "matching": second.detach()})
 

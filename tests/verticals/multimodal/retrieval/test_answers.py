@@ -42,8 +42,8 @@ def told(folder: Path) -> list[dict[str, Any]]:
 def test_a_data_set_becomes_embeddings_whose_rows_are_told(predictor: RetrievalPredictor, tmp_path: Path) -> None:
     source = dataset(tmp_path / "set")
     said = APPLICATION.predict(predictor, predictor.config, str(source), tmp_path / "answer")
-    assert (said["pictures"], said["captions"], said["refused"]) == (12, 18, 0)
-    pictures, captions = (np.load(tmp_path / "answer" / f"{name}.npy") for name in ("pictures", "captions"))
+    assert (said["items"], said["captions"], said["refused"]) == (12, 18, 0)
+    pictures, captions = (np.load(tmp_path / "answer" / f"{name}.npy") for name in ("items", "captions"))
     assert pictures.shape == (12, predictor.width)
     assert captions.shape == (18, predictor.width)
     for item in told(tmp_path / "answer"):
@@ -69,13 +69,13 @@ def test_one_odd_picture_of_a_folder_does_not_lose_the_others(predictor: Retriev
     (tmp_path / "in" / "b.png").write_bytes(b"none")
     (tmp_path / "in" / "below" / "c.JPG").write_bytes(png(SCENES[1]))
     said = APPLICATION.predict(predictor, predictor.config, str(tmp_path / "in"), tmp_path / "answer")
-    assert (said["pictures"], said["refused"]) == (2, 1)
+    assert (said["items"], said["refused"]) == (2, 1)
     rows = {item["id"]: item for item in told(tmp_path / "answer")}
     assert rows["b.png"]["row"] is None
     assert "is no picture" in rows["b.png"]["reason"]
     assert not (tmp_path / "answer" / "captions.npy").exists()
     one = APPLICATION.predict(predictor, predictor.config, str(tmp_path / "in" / "a.png"), tmp_path / "one")
-    assert one["pictures"] == 1
+    assert one["items"] == 1
     with pytest.raises(DataError, match="holds no captioned pictures"):
         APPLICATION.predict(predictor, predictor.config, str(tmp_path / "answer"), tmp_path / "two")
     assert not (tmp_path / "two").exists()

@@ -28,7 +28,7 @@ def test_without_lists_pictures_are_split_by_chance_and_copies_stay_together(tmp
     dataset = Dataset.open(many(tmp_path / "a", 50, copies=2))
     counts = {side: len(pairs) for side, pairs in dataset.sides.items()}
     assert counts == {"train": 72, "validation": 8, "test": 20}
-    sides = [{pair.picture.read() for pair in pairs} for pairs in dataset.sides.values()]
+    sides = [{pair.file.read() for pair in pairs} for pairs in dataset.sides.values()]
     assert len(set.union(*sides)) == sum(map(len, sides)) == 50
     again = Dataset.open(tmp_path / "a" / "pairs.csv", seed=1)
     assert again.sides["test"] != dataset.sides["test"]

@@ -72,7 +72,7 @@ def tar(root: Path) -> Path:
 
 def told(listed: Listed) -> list[tuple[list[str], bytes]]:
     pairs = [pair for side in listed.sides.values() for pair in side]
-    return [(list(pair.captions), pair.picture.read()) for pair in pairs]
+    return [(list(pair.captions), pair.file.read()) for pair in pairs]
 
 
 EXPECTED = [(texts, PICTURES[name]) for name, texts in CAPTIONS.items()]

@@ -21,7 +21,7 @@ from verticals.multimodal.retrieval.config import debug
 from verticals.multimodal.retrieval.data import RetrievalData
 from verticals.multimodal.retrieval.encoders import VisionFeatures
 from verticals.multimodal.retrieval.evaluation import AGAIN, Evaluation
-from verticals.multimodal.retrieval.heads import HeadConfig, PictureHead
+from verticals.multimodal.retrieval.heads import CROWD, CROWD_SCALE, Crowd, HeadConfig, PictureHead
 from verticals.multimodal.retrieval.matching import MatchConfig, MatchHead, fitted
 from verticals.multimodal.retrieval.model import RetrievalNet, pair_form
 from verticals.multimodal.retrieval.predictor import Request, RetrievalPredictor
@@ -97,30 +97,42 @@ def test_a_grid_that_the_encoder_does_not_have() -> None:
         RetrievalNet(encoders.vision, encoders.text, config.model)
 
 
-def judged(weight: float, *, seed: int = 0) -> Evaluation:
-    random = np.random.default_rng(seed)
+def test_a_level_is_the_mean_of_exponentials_over_the_crowd() -> None:
+    crowd = Crowd(6)
+    others, rows = (F.normalize(torch.randn(count, 6), dim=1) for count in (40, 3))
+    assert torch.allclose(crowd(rows), torch.zeros(3), atol=1e-6)  # before there is one
+    crowd.gather(others)
+    taken = others[torch.arange(CROWD) % 40]
+    expected = (CROWD_SCALE * rows @ taken.T).exp().mean(1).log() / CROWD_SCALE
+    assert torch.allclose(crowd(rows), expected, atol=1e-5)
+    crowd.gather(rows[:1])  # all alike
+    assert crowd(rows[:1]).item() == pytest.approx(1, abs=1e-5)
+
+
+def judged(weight: float, crowd: float = 0.0) -> Evaluation:
+    random = np.random.default_rng(0)
     vectors = random.normal(size=(150 + 300, 8)).astype(np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     owner = np.repeat(np.arange(150), 2)
     matches = random.uniform(-1, 1, (150, 300)).astype(np.float32)
-    return Evaluation("test", [""] * 150, vectors[:150], vectors[150:], owner, matches, weight)
+    levels = random.uniform(0, 1, 150), random.uniform(0, 1, 300)
+    return Evaluation("test", [""] * 150, vectors[:150], vectors[150:], owner, matches, levels, (weight, crowd))
 
 
-@pytest.mark.parametrize("weight", [0.0, 0.7])
-def test_ranks_are_a_loop_over_the_first_hundred_and_then_the_rest(weight: float) -> None:
-    made = judged(weight)
+@pytest.mark.parametrize(("weight", "crowd"), [(0.0, 0.0), (0.7, 0.0), (0.0, 1.0), (0.7, 0.5)])
+def test_ranks_are_a_loop_over_the_first_hundred_and_then_the_rest(weight: float, crowd: float) -> None:
+    made = judged(weight, crowd)
+    assert made.matches is not None
+    scores = (made.similarity + weight * made.matches) / (1 + weight)
+    scores = scores - crowd * (made.levels[0][:, None] + made.levels[1])
     for picture in range(0, 150, 7):
         order = np.argsort(-made.similarity[picture], kind="stable")
-        first = sorted(
-            order[:AGAIN], key=lambda text: -(made.similarity[picture, text] + weight * made.matches[picture, text])
-        )
+        first = sorted(order[:AGAIN], key=lambda text: -scores[picture, text])
         place = min([*first, *order[AGAIN:]].index(own) for own in np.flatnonzero(made.owner == picture))
         assert made.ranks.to_text[picture] == place
     for text in range(0, 300, 11):
         order = np.argsort(-made.similarity[:, text], kind="stable")
-        first = sorted(
-            order[:AGAIN], key=lambda picture: -(made.similarity[picture, text] + weight * made.matches[picture, text])
-        )
+        first = sorted(order[:AGAIN], key=lambda picture: -scores[picture, text])
         assert made.ranks.to_picture[text] == [*first, *order[AGAIN:]].index(made.owner[text])
 
 
@@ -128,11 +140,11 @@ def test_the_best_weight_is_none_for_noise_and_some_for_what_knows() -> None:
     made = judged(0.0)
     own = np.arange(150)[:, None] == made.owner
     made.matches = own.astype(np.float32)
-    assert made.best_weight > 0
-    assert made.ranks_by(made.best_weight).to_picture.mean() < made.ranks_by(0).to_picture.mean()
+    assert made.best_weights[0] > 0
+    assert made.ranks_by(*made.best_weights).to_picture.mean() < made.ranks_by(0, 0).to_picture.mean()
     wrong = judged(0.0)
     wrong.matches = -own.astype(np.float32)
-    assert wrong.best_weight == 0
+    assert wrong.best_weights[0] == 0
 
 
 def test_chances_are_even_where_own_and_others_are_as_many() -> None:
@@ -149,10 +161,12 @@ def network(trained: tuple[Path, dict[str, Any]]) -> RetrievalNet:
     return made.eval()
 
 
-def predictor(trained: tuple[Path, dict[str, Any]], network: RetrievalNet, weight: float) -> RetrievalPredictor:
+def predictor(
+    trained: tuple[Path, dict[str, Any]], network: RetrievalNet, weight: float, crowd: float = 0.0
+) -> RetrievalPredictor:
     run = Path(trained[1]["run"])
     constants = Run(run).read_json("constants.json")
-    constants["match"]["weight"] = weight
+    constants["match"] |= {"weight": weight, "crowd": crowd}
     return RetrievalPredictor(
         config_of(APPLICATION, run),
         constants,
@@ -169,10 +183,13 @@ def test_a_score_is_the_cosine_and_the_heads_word(trained: tuple[Path, dict[str,
     (plain,) = predictor(trained, network, 0)([request])
     assert plain.places is None
     assert plain.score == pytest.approx(float(plain.picture @ plain.text), abs=1e-6)  # type: ignore[operator]
-    again = predictor(trained, network, 2)
+    again = predictor(trained, network, 2, 0.5)
     (answer,) = again([request])
     match = again.matches(answer.places[None], [answer])[0, 0]  # type: ignore[index]
-    assert answer.score == pytest.approx((plain.score + 2 * match) / 3, abs=1e-5)
+    levels = answer.picture_level + answer.text_level
+    assert answer.picture_level != 0
+    assert answer.text_level != 0
+    assert answer.score == pytest.approx((plain.score + 2 * match) / 3 - 0.5 * levels, abs=1e-5)
     assert answer.chance == again.chance(answer.score)  # type: ignore[arg-type]
 
 
@@ -180,7 +197,7 @@ def test_a_collection_orders_what_a_text_finds_by_both(
     trained: tuple[Path, dict[str, Any]], network: RetrievalNet, tmp_path: Path
 ) -> None:
     made = other_scenes(30)
-    model = predictor(trained, network, 2)
+    model = predictor(trained, network, 2, 0.5)
     live = [model]
     collection = Collection(tmp_path, lambda: live[0], most_pixels=10**6, kept_pixels=128)
     collection.open(model)
@@ -196,8 +213,8 @@ def test_a_collection_orders_what_a_text_finds_by_both(
         collection.open(plain)
         live[0] = plain
         hits, _, _ = collection.search(text=caption(made[0]), count=5)
-        assert all(hit.detail is None for hit in hits)
-        live[0] = back = predictor(trained, network, 3)
+        assert all(hit.detail is not None and len(hit.detail) == 1 for hit in hits)
+        live[0] = back = predictor(trained, network, 3, 1.0)
         collection.open(back)
         _by_hand(collection, back, caption(made[3]), made)
     finally:

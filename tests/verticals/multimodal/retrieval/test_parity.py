@@ -79,7 +79,9 @@ def test_what_agrees_passes(run: Path, data: RetrievalData, tmp_path: Path) -> N
     report = compared(run, data, tmp_path)
     assert report.findings == []
     assert report.score["original"] > 0.5  # the network has learned something: agreement means something
-    assert set(report.tensors) == {"picture_embedding", "text_embedding"}
+    assert set(report.tensors) == {
+        *("picture_embedding", "picture_level", "places", "text_embedding", "text_level", "words", "match")
+    }
 
 
 def test_a_wrong_tokenizer(run: Path, data: RetrievalData, tmp_path: Path) -> None:
