@@ -99,8 +99,10 @@ class Record(Config):
         if name == WHOLE:
             return self
         own = self.parts[name]
-        known = {spec.name: spec for spec in (*self.inputs, *self.outputs)}
-        inputs, outputs = (tuple(known[name] for name in names) for names in (own.inputs, own.outputs))
+        inputs, outputs = (
+            tuple(spec for name in names for spec in specs if spec.name == name)
+            for names, specs in ((own.inputs, self.inputs), (own.outputs, self.outputs))
+        )
         return self.model_copy(update={"inputs": inputs, "outputs": outputs, "parts": {}})
 
     def part_of(self, arrays: Iterable[str]) -> str:

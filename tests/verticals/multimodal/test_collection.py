@@ -190,8 +190,11 @@ class Slow:
     """A model that lets others work while it encodes."""
 
     def __init__(self, inner: RetrievalPredictor) -> None:
-        self._inner, self.version, self.width, self.match = inner, inner.version, inner.width, inner.match
+        self._inner = inner
         self.under_way = threading.Event()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
 
     def __call__(self, requests: list[Request]) -> list[Encoded]:
         self.under_way.set()

@@ -62,8 +62,11 @@ def read_sound(source: Path | bytes, *, name: str = "the sound") -> Wave:
     from scipy.io import wavfile
     from scipy.signal import resample_poly
 
+    data = source if isinstance(source, bytes) else source.read_bytes()
+    if not data:
+        raise DataError(f"{name} is empty, of 0 bytes; send it again")
     try:
-        rate, samples = wavfile.read(io.BytesIO(source) if isinstance(source, bytes) else source)
+        rate, samples = wavfile.read(io.BytesIO(data))
     except Exception as error:  # the reader has no kind of its own
         raise DataError(f"{name} cannot be read ({str(error)[:100]}); give a WAV file") from None
     if rate not in RATES:

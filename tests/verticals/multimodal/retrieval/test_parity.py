@@ -114,8 +114,9 @@ def test_a_wrong_image_normalisation(
     report = compared(run, data, tmp_path, change=change)
     assert not said(report, "constants")
     assert not said(report, "prepare")
-    (line,) = said(report, "network")
+    line, *others = said(report, "network")
     assert line.startswith("output picture_embedding")
+    assert all(other.startswith(("output picture_level", "output places")) for other in others)
     assert "first departs at" in line
     assert " in part.vision" in line or " in vision" in line
     assert "mean recall falls" in said(report, "score")[0]
