@@ -256,16 +256,20 @@ class RetrievalData:
         words = features.words[captions, :length].astype(np.float32)
         return torch.from_numpy(words), torch.from_numpy(np.array(mask[:, :length]))
 
+    @cached_property
+    def _texts(self) -> tuple[list[str], list[str]]:
+        """All captions to train on, of pictures and of sounds."""
+        pictures, sounds = ([text for pair in pairs for text in pair.captions] for pairs in (self._pairs, self._sounds))
+        return pictures, sounds
+
     def _pixels(self, chosen: NDArray[np.int64], sounds: NDArray[np.int64], epoch: int) -> PixelBatch:
         how = self.encoders.vision.preprocessing
         pictures = np.stack(
             [prepared(self.read(self._pairs[place]), how, self._view(place, epoch)) for place in chosen]
         )
-        captions = [caption for pair in self._pairs for caption in pair.captions]
+        captions, said = self._texts
         texts = [captions[place] for place in self._captions(chosen, epoch).ravel()]
-        if len(sounds):
-            said = [caption for pair in self._sounds for caption in pair.captions]
-            texts += [said[place] for place in self._said_of_sounds(sounds, epoch).ravel()]
+        texts += [said[place] for place in self._said_of_sounds(sounds, epoch).ravel()]
         tokens = self.encoders.tokenizer(texts)
         return PixelBatch(
             torch.from_numpy(pictures),

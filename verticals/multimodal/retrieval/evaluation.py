@@ -187,7 +187,6 @@ def evaluate_again(
     judged, pictures, texts = _judged(predictor, data, split)
     weight, crowd = judged.best_weights
     predictor.match |= {"weight": weight, "crowd": crowd}
-    predictor.looks_again = weight + crowd > 0
     random = np.random.default_rng(0)
     scores, own = [], []
     for row, picture in enumerate(pictures):

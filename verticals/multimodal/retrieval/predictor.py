@@ -52,7 +52,7 @@ class Encoded(NamedTuple):
     score: float | None
     """How alike the text is to the picture, or else to the sound, where both are given: see `scores`."""
     chance: float | None
-    """That they belong together, where as many pairs do as do not."""
+    """That picture and text belong together, where as many pairs do as do not."""
     cut: bool
     """Whether the text had more tokens than the model reads."""
     picture_level: float = 0.0
@@ -108,11 +108,14 @@ class RetrievalPredictor:
         self.width = int(shapes["text_embedding"][0])
         self.places_shape = tuple(map(int, shapes["places"])) if "match" in shapes and self.match["weight"] else ()
         """[P, C] of what the matching head looks at; empty where there is none, or its word counts for nothing."""
-        self.looks_again = bool(self.places_shape) or self.match["crowd"] > 0
-        """Whether scores are more than cosines."""
         self.hears = "sound_embedding" in shapes
         """Whether sounds may be given."""
         self._session, self._limit = session, limit_bytes
+
+    @property
+    def looks_again(self) -> bool:
+        """Whether scores are more than cosines."""
+        return bool(self.places_shape) or self.match["crowd"] > 0
 
     def __call__(self, requests: Sequence[Request]) -> list[Encoded]:
         """
@@ -252,9 +255,10 @@ class RetrievalPredictor:
         if shown is None or made.text is None:
             return made
         cosines = np.clip(np.atleast_2d(shown @ made.text), -1, 1).astype(np.float32)
-        if made.picture is not None:
-            cosines = self.scores(cosines, [made], [made])
-        return made._replace(score=float(cosines[0, 0]), chance=self.chance(float(cosines[0, 0])))
+        if made.picture is None:
+            return made._replace(score=float(cosines[0, 0]))
+        score = float(self.scores(cosines, [made], [made])[0, 0])
+        return made._replace(score=score, chance=self.chance(score))
 
 
 def places_of(pictures: Sequence[Encoded]) -> Vector:
