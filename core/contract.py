@@ -140,6 +140,8 @@ class Limits:
     """Name of the figure that is the score."""
     drop: float
     """How much of the score may be lost."""
+    counts: bool = False
+    """Whether the score is a share of its positives: then one of them may be lost besides, since few of them cannot tell less."""
 
 
 @dataclass(frozen=True)

@@ -81,7 +81,7 @@ class Report(NamedTuple):
         if self.score:
             row = self.score
             lines.append(
-                f"  score  {row['figure']:<20} {row['original']:.5f} -> {row['artifact']:.5f} (may lose {row['limit']:g})"
+                f"  score  {row['figure']:<20} {row['original']:.5f} -> {row['artifact']:.5f} (may lose {row['limit']:.3g})"
             )
         return "\n".join(lines)
 
@@ -346,12 +346,13 @@ def _places(true: Metrics, given: Metrics, answers: dict[str, dict[str, Any]]) -
 def _score(true: Metrics, given: Metrics, limits: Limits) -> dict[str, Any]:
     figures = [metrics.record()["figures"].get(limits.figure, {}) for metrics in (true, given)]
     values = [figure.get("value") if isinstance(figure, Mapping) else figure for figure in figures]
+    positives = figures[0].get("positives") if limits.counts else None
     return {
         "figure": limits.figure,
         "original": float("nan") if values[0] is None else values[0],
         "artifact": float("nan") if values[1] is None else values[1],
         "interval": [figures[0].get("low"), figures[0].get("high")] if isinstance(figures[0], Mapping) else None,
-        "limit": limits.drop,
+        "limit": limits.drop + (1 / positives if positives else 0.0),
     }
 
 
@@ -380,6 +381,6 @@ def _finished(
         findings.append(f"samples: {score['figure']} does not exist on them: they hold one class only; give others")
     elif not score["original"] - score["artifact"] <= score["limit"]:
         findings.append(
-            f"score: {score['figure']} falls from {score['original']:.5f} to {score['artifact']:.5f}; it may lose {score['limit']:g}"
+            f"score: {score['figure']} falls from {score['original']:.5f} to {score['artifact']:.5f}; it may lose {score['limit']:.3g}"
         )
     return findings

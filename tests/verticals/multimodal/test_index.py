@@ -174,7 +174,7 @@ def test_searches_see_whole_states_while_it_changes(tmp_path: Path, monkeypatch:
         thread.start()
     end = time.monotonic() + 3
     number = 0
-    while time.monotonic() < end or rounds[0] < 3:
+    while time.monotonic() < end or rounds[0] < 3 or number < 100:
         names = [f"goes {number + place}" for place in range(10)]
         index.add([item(name) for name in names], model=MODEL)
         index.delete(names)

@@ -30,7 +30,7 @@ def test_a_detector_is_pruned_and_taught(trained: tuple[Path, dict[str, Any]], t
 
 
 def test_a_detector_is_made_int8(trained: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
-    result = compress(trained[1]["run"], max_score_drop=0.05, output=str(tmp_path / "int8"))
+    result = compress(trained[1]["run"], max_score_drop=0.2, output=str(tmp_path / "int8"))
     rows = {row["model"]: row for row in result["rows"]}
     assert rows["run-openvino-int8"]["times_smaller"] > 1.5
     assert rows["run-openvino-int8"]["value"] > 0.5
