@@ -120,11 +120,17 @@ class RetrievalNet(nn.Module):
     def __init__(
         self, vision: VisionEncoder, text: TextEncoder, config: ModelConfig, audio: AudioEncoder | None = None
     ) -> None:
+        """Raises ConfigError where a head does not fit the encoders."""
         super().__init__()
         self.vision, self.text, self.audio = vision, text, audio
         self.num_samples = config.audio.num_samples
         width = config.heads.width or text.num_channels
         num_classes = vision.num_classes if config.vision.classes else 0
+        if num_classes and width != text.num_channels:
+            raise ConfigError(
+                f"model.heads.width {width}: with model.vision.classes a picture begins where the text encoder puts the words for its "
+                f"classes; allowed is {text.num_channels}, its own width (0), or no model.vision.classes"
+            )
         self.width = width * config.heads.num
         self.heads = Heads(
             PictureHead(vision.num_pooled, num_classes, width, config.heads),

@@ -147,6 +147,12 @@ def test_names_of_classes(tmp_path: Path) -> None:
         class_names(str(tmp_path / "none.txt"), 3)
 
 
+def test_words_for_classes_want_the_text_encoders_width() -> None:
+    config = frozen("model.vision.classes=imagenet", "model.heads.width=64")
+    with pytest.raises(ConfigError, match=r"model\.heads\.width 64: .* allowed is 384"):
+        task(config, RetrievalData(config))
+
+
 def test_batches_that_cannot_be() -> None:
     data = RetrievalData(debug().override(["sampler.batch_size=15"]))
     with pytest.raises(ConfigError, match="a batch of 15 pictures over 2 processes"):
