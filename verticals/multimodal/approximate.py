@@ -1,13 +1,15 @@
 """Approximate search by FAISS, for more rows than are compared one by one: cells of like rows, in codes of 8 bits a number.
 
-A question looks into some cells; the best codes are compared again exactly. How many cells is set when it is built, by what it finds of
-the rows' own nearest. Legend: Q query, N row, D number of an embedding, K best.
+A question looks into some cells; the best codes are compared again exactly. How many cells is set when they are made, by what is found of
+the rows' own nearest. Rows that come later are put into the cells that there are, until there are twice as many rows: then cells are made
+anew. Legend: Q query, N row, D number of an embedding, K best.
 """
 
 from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,8 @@ from core.durable.files import flush, written
 from core.errors import ArtifactError
 from verticals.multimodal.exact import Found, search
 
+library: Any = faiss
+"""Its stubs lack what is asked of it here."""
 GOAL = 0.995
 """Share of the ten nearest rows that is to be found, of rows of its own."""
 QUESTIONS = 256
@@ -26,8 +30,12 @@ QUESTIONS = 256
 AGAIN = 8
 """Codes that are compared again exactly, for each row that is wanted; 64 at least."""
 SAMPLES_PER_CELL = 64
-BLOCK = 65_536
-"""Rows that are added at a time."""
+MOST_GROWTH = 2
+"""Rows for each row that the cells were made for, up to which they do."""
+BLOCK = 16_384
+"""Rows that are put in at a time."""
+ROUNDING = 1e-6
+"""Of a cosine."""
 
 
 class Approximate:
@@ -38,33 +46,46 @@ class Approximate:
         try:
             self._index: Any = faiss.read_index(str(path))
             record = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
-            self.num_rows, self.num_probes, self.recall = (
-                int(record["rows"]),
-                int(record["probes"]),
-                float(record["recall"]),
-            )
+            self.num_rows, self.num_first = int(record["rows"]), int(record["first"])
+            self.num_probes, self.recall = int(record["probes"]), float(record["recall"])
             if self._index.ntotal != self.num_rows:
                 raise ValueError("its parts are of two builds")
         except (RuntimeError, OSError, ValueError, KeyError, TypeError) as error:
             raise ArtifactError(f"{path} is damaged ({type(error).__name__}); remove it: it is built again") from None
 
     @classmethod
-    def build(cls, vectors: NDArray[np.float32], path: Path, *, seed: int = 0) -> Approximate:
+    def build(
+        cls,
+        vectors: NDArray[np.float32],
+        path: Path,
+        *,
+        before: Path | None = None,
+        is_cancelled: Callable[[], bool] = lambda: False,
+    ) -> Approximate | None:
         """Of rows [N, D] of length 1. When this returns the file survives a power cut.
+
+        Args:
+            before: what was built of the first rows.
+            is_cancelled: asked now and then.
+
+        Returns:
+            None where it was cancelled.
 
         Raises:
             Unavailable: the disk is full.
+            ArtifactError: what was built before is damaged.
         """
-        random = np.random.default_rng(seed)
-        count, width = vectors.shape
-        cells = max(16, int(4 * count**0.5))
-        index: Any = faiss.index_factory(width, f"IVF{cells},SQ8", faiss.METRIC_INNER_PRODUCT)
-        index.cp.seed = seed
-        few = min(count, SAMPLES_PER_CELL * cells)
-        index.train(np.asarray(vectors[np.sort(random.choice(count, few, replace=False))]))
-        for first in range(0, count, BLOCK):
-            index.add(np.ascontiguousarray(vectors[first : first + BLOCK]))
-        probes, recall = _probes(index, vectors, random)
+        count, random = len(vectors), np.random.default_rng(0)
+        known = cls(before) if before is not None else None
+        if known is not None and count <= MOST_GROWTH * known.num_first:
+            index, first = known._index, known.num_first
+        else:
+            known, index, first = None, _cells(vectors, random), count
+        for start in range(index.ntotal, count, BLOCK):
+            if is_cancelled():
+                return None
+            index.add(np.ascontiguousarray(vectors[start : start + BLOCK]))
+        probes, recall = (known.num_probes, known.recall) if known is not None else _probes(index, vectors, random)
         with written():
             part = path.with_suffix(".part")
             try:
@@ -72,7 +93,7 @@ class Approximate:
             except RuntimeError as error:  # FAISS' word for a full disk
                 raise OSError(str(error)) from None
             path.with_suffix(".json").write_text(
-                json.dumps({"rows": count, "probes": probes, "recall": recall}), encoding="utf-8"
+                json.dumps({"rows": count, "first": first, "probes": probes, "recall": recall}), encoding="utf-8"
             )
             flush(part, path.with_suffix(".json"))
             os.replace(part, path)
@@ -80,45 +101,71 @@ class Approximate:
         return cls(path)
 
     def search(
-        self, queries: NDArray[np.float32], num: int, vectors: NDArray[np.float32], is_there: NDArray[np.bool_]
+        self, queries: NDArray[np.float32], num: int, vectors: NDArray[np.float32], is_there: NDArray[np.bool_] | None
     ) -> Found:
         """The best of its rows; K may be less than is wanted.
 
         Args:
             queries: [Q, D]
             vectors: [N, D] all rows, its own the first of them.
-            is_there: [N]
+            is_there: [N]; None where all are.
         """
-        rows = _candidates(self._index, queries, max(64, AGAIN * num), self.num_probes, is_there[: self.num_rows])
-        scores = np.einsum("qd,qkd->qk", queries, vectors[np.maximum(rows, 0)])
-        scores = np.where(rows >= 0, scores, -np.inf).astype(np.float32)
-        order = np.lexsort((rows, -scores))[:, :num]
-        best, chosen = np.take_along_axis(scores, order, 1), np.take_along_axis(rows, order, 1)
+        queries = np.ascontiguousarray(queries)
+        rows = _candidates(
+            self._index, queries, num, self.num_probes, None if is_there is None else is_there[: self.num_rows]
+        )
+        scores = _cosines(queries, vectors, rows)
+        order = np.arange(len(rows))[:, None], np.lexsort((rows, -scores))[:, :num]
+        best, chosen = scores[order], rows[order]
         whole = int(np.isfinite(best).sum(1).min()) if len(best) else 0
         return Found(best[:, :whole], chosen[:, :whole])
 
 
+def _cells(vectors: NDArray[np.float32], random: np.random.Generator) -> Any:
+    """Cells for so many rows, empty."""
+    count, width = vectors.shape
+    num = max(16, int(4 * count**0.5))
+    index: Any = faiss.index_factory(width, f"IVF{num},SQ8", faiss.METRIC_INNER_PRODUCT)
+    index.cp.seed = 0
+    few = min(count, SAMPLES_PER_CELL * num)
+    index.train(np.asarray(vectors[np.sort(random.choice(count, few, replace=False))]))
+    return index
+
+
 def _candidates(
-    index: Any, queries: NDArray[np.float32], num: int, probes: int, is_there: NDArray[np.bool_]
+    index: Any, queries: NDArray[np.float32], num: int, probes: int, is_there: NDArray[np.bool_] | None
 ) -> NDArray[np.int64]:
-    """[Q, num] rows by their codes, -1 where there are fewer."""
+    """[Q, some] rows by their codes, more than are wanted, -1 where there are fewer."""
     settings: dict[str, Any] = {"nprobe": probes}
-    if not is_there.all():
+    if is_there is not None:
         bits = np.packbits(is_there, bitorder="little")
         settings["sel"] = faiss.IDSelectorBitmap(len(is_there), faiss.swig_ptr(bits))
-    found = index.search(np.ascontiguousarray(queries), num, params=faiss.SearchParametersIVF(**settings))
-    return np.asarray(found[1], np.int64)
+    wanted = max(64, AGAIN * num)
+    return np.asarray(index.search(queries, wanted, params=faiss.SearchParametersIVF(**settings))[1], np.int64)
+
+
+def _cosines(
+    queries: NDArray[np.float32], vectors: NDArray[np.float32], rows: NDArray[np.int64]
+) -> NDArray[np.float32]:
+    """[Q, K] of each query with rows [Q, K] of its own; -inf where a row is -1. Other threads run meanwhile."""
+    made = np.full(rows.shape, -np.inf, np.float32)
+    library.fvec_inner_products_by_idx(
+        *map(library.swig_ptr, (made, queries, vectors, rows)), vectors.shape[1], *rows.shape
+    )
+    return made
 
 
 def _probes(index: Any, vectors: NDArray[np.float32], random: np.random.Generator) -> tuple[int, float]:
-    """Cells to look into, and the share of the ten nearest that is found then."""
-    asked = np.asarray(vectors[np.sort(random.choice(len(vectors), min(QUESTIONS, len(vectors)), replace=False))])
-    everything = np.ones(len(vectors), np.bool_)
-    true = search(vectors, asked, 10, everything).rows
-    probes, recall = 4, 0.0
+    """Cells to look into, and the share of the ten nearest that is found then: as near ones count too, since some rows are equal."""
+    drawn = np.asarray(vectors[np.sort(random.choice(len(vectors), min(QUESTIONS, len(vectors)), replace=False))])
+    asked = drawn[drawn.any(axis=1)]  # deleted rows are blank
+    least = (
+        search(vectors, asked, 10, np.ones(len(vectors), np.bool_)).scores.min(axis=1, initial=1.0)[:, None] - ROUNDING
+    )
+    probes = 4
     while True:
-        rows = _candidates(index, asked, 8 * 10, probes, everything)
-        recall = float(np.mean([len(np.intersect1d(a, b)) / len(a) for a, b in zip(true, rows, strict=True)]))
+        near = _cosines(asked, vectors, _candidates(index, asked, 10, probes, None)) >= least
+        recall = float(np.minimum(near.sum(axis=1) / min(10, len(vectors)), 1).mean()) if len(asked) else 1.0
         if recall >= GOAL or probes >= index.nlist:
             return probes, recall
         probes = min(index.nlist, probes * 2)

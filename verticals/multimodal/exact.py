@@ -35,7 +35,7 @@ def search(vectors: NDArray[np.float32], queries: NDArray[np.float32], num: int,
     Returns:
         K is `num`, or as many rows as count where they are fewer.
     """
-    wanted = min(num, int(is_there.sum()))
+    wanted = min(num, int(np.count_nonzero(is_there)))
     if not wanted or not len(queries):
         return Found(np.empty((len(queries), wanted), np.float32), np.empty((len(queries), wanted), np.int64))
     scores, rows = faiss.knn(queries, vectors, wanted, metric=faiss.METRIC_INNER_PRODUCT)

@@ -65,7 +65,7 @@ class Files:
         """What searches see of the first rows."""
         details = self._details.view(len(keys)) if self._details is not None else None
         there = keys > 0
-        return State(self._vectors.view(len(keys)), details, keys, there, int(there.sum()), nearest)
+        return State(self._vectors.view(len(keys)), details, keys, there, int(np.count_nonzero(there)), nearest)
 
     def write(
         self, first: int, vectors: Sequence[NDArray[np.float32]], details: Sequence[NDArray[np.float16] | None]

@@ -4,8 +4,8 @@ One folder: `index.db` is the list and says what counts; `vectors-N.f32` holds t
 matching head looks at. Rows are written first and count from the moment that the list is committed: after `kill -9`, or on a full
 disk, the index is the old one or the new one. Where many rows are deleted the rest move together, into files N + 1.
 
-All rows are compared, up to a number; beyond it `nearest-N.faiss` is built beside the searches, and built again where enough rows came
-since: those are compared one by one meanwhile.
+All rows are compared, up to a number; beyond it `nearest-N.faiss` is built beside the searches, and rows that come since are put into it
+where they are enough: they are compared one by one meanwhile.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ BLOCK = 8_192
 """Rows that move at a time."""
 EXACT_UP_TO = 200_000
 """Items that are all compared: some ten milliseconds of two cores."""
-REST_SHARE = 0.2
-"""Of the rows, that came since the approximate search was built, from which on it is built again."""
+REST_SHARE = 0.05
+"""Of the items that may all be compared: more rows than that, that came since, are put into the approximate search."""
 PARAMETERS = 500
 """Values of one SQL query."""
 
@@ -248,8 +248,8 @@ class Index:
     def close(self) -> None:
         """Calls in other threads must have ended."""
         self._closed = True
-        if self._builder is not None:
-            self._builder.join()
+        if (builder := self._builder) is not None:
+            builder.join()
         self._files.close()
         self._list.close()
 
@@ -313,22 +313,39 @@ class Index:
 
     def _approximate(self) -> None:
         """Has the approximate search built beside all others, where there are so many items, or so many new ones."""
-        state = self._state
-        known = state.nearest.num_rows if state.nearest else 0
-        is_wanted = state.num_items > self._exact_up_to and len(state.keys) - known > REST_SHARE * len(state.keys)
-        if is_wanted and not (self._builder and self._builder.is_alive()):
-            self._builder = threading.Thread(target=self._build, args=(self._files, state), name="nearest", daemon=True)
+        if self._wants_more() and not (self._builder and self._builder.is_alive()):
+            self._builder = threading.Thread(target=self._build, name="nearest", daemon=True)
             self._builder.start()
 
-    def _build(self, files: Files, state: State) -> None:
-        try:
-            made = Approximate.build(state.vectors, files.nearest_path)
-        except VerticalsError as error:  # the edge of this thread: rows are compared one by one as before
-            logger.error("the approximate search was not built: %s", str(error))
-            return
-        with self._lock:
-            if not self._closed and files is self._files:  # else rows have moved meanwhile
-                self._state = self._state._replace(nearest=made)
+    def _wants_more(self) -> bool:
+        state = self._state
+        known = state.nearest.num_rows if state.nearest else 0
+        is_enough = len(state.keys) - known > REST_SHARE * self._exact_up_to
+        return not self._closed and state.num_items > self._exact_up_to and is_enough
+
+    def _build(self) -> None:
+        """The builder's thread: until all rows that came meanwhile are in."""
+        while True:
+            with self._lock:
+                if not self._wants_more():
+                    self._builder = None
+                    return
+                files, state = self._files, self._state
+            try:
+                made = Approximate.build(
+                    state.vectors,
+                    files.nearest_path,
+                    before=files.nearest_path if state.nearest else None,
+                    is_cancelled=lambda files=files: self._closed or files is not self._files,  # type: ignore[misc]
+                )
+            except VerticalsError as error:  # the edge of this thread: rows are compared one by one as before
+                logger.error("the approximate search was not built: %s", str(error))
+                with self._lock:
+                    self._builder = None
+                return
+            with self._lock:
+                if made is not None and files is self._files:  # else rows have moved meanwhile
+                    self._state = self._state._replace(nearest=made)
 
 
 def _found(state: State, queries: NDArray[np.float32], num: int) -> Found:
@@ -336,7 +353,8 @@ def _found(state: State, queries: NDArray[np.float32], num: int) -> Found:
     nearest = state.nearest
     if nearest is None or not len(queries):
         return search(state.vectors, queries, num, state.is_there)
-    known = nearest.search(queries, num, state.vectors, state.is_there)
+    are_all = state.num_items == len(state.keys)
+    known = nearest.search(queries, num, state.vectors, None if are_all else state.is_there)
     if nearest.num_rows == len(state.keys):
         return known
     rest = search(state.vectors[nearest.num_rows :], queries, num, state.is_there[nearest.num_rows :])

@@ -30,6 +30,7 @@ def test_it_finds_nearly_all_of_the_nearest(tmp_path: Path) -> None:
     vectors, asked = mixture(20_000), mixture(200, 1)
     there = np.ones(len(vectors), bool)
     made = Approximate.build(vectors, tmp_path / "nearest-0.faiss")
+    assert made is not None
     assert made.recall >= 0.99
     found, true = made.search(asked, 10, vectors, there), search(vectors, asked, 10, there)
     assert np.mean([len(np.intersect1d(a, b)) / 10 for a, b in zip(found.rows, true.rows, strict=True)]) > 0.97
@@ -42,6 +43,28 @@ def test_it_finds_nearly_all_of_the_nearest(tmp_path: Path) -> None:
     assert np.array_equal(again.search(asked, 10, vectors, there).rows, without.rows)
 
 
+def test_rows_are_put_into_what_was_built(tmp_path: Path) -> None:
+    vectors, asked = mixture(12_000), mixture(200, 1)
+    vectors[3::7] = 0  # deleted ones
+    vectors[5::7] = vectors[5]  # one picture, again and again
+    there = vectors.any(axis=1)
+    path = tmp_path / "nearest-0.faiss"
+    first = Approximate.build(vectors[:9_000], path)
+    assert first is not None
+    assert Approximate.build(vectors, path, before=path, is_cancelled=lambda: True) is None
+    made = Approximate.build(vectors, path, before=path)
+    assert made is not None
+    assert (first.num_rows, made.num_rows) == (9_000, 12_000)
+    assert made.recall >= 0.99
+    assert made.num_first == 9_000
+    assert made.num_probes < 256
+    found, true = made.search(asked, 10, vectors, there), search(vectors, asked, 10, there)
+    assert np.mean(found.scores >= true.scores[:, -1:] - 1e-6) > 0.97
+    anew = Approximate.build(np.concatenate([vectors, vectors[there]]), path, before=path)
+    assert anew is not None
+    assert anew.num_first == anew.num_rows == len(vectors) + there.sum()  # twice as many: other cells
+
+
 def test_damaged_files_are_told(tmp_path: Path) -> None:
     path = tmp_path / "nearest-0.faiss"
     Approximate.build(mixture(2_000), path)
@@ -49,7 +72,7 @@ def test_damaged_files_are_told(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match="is damaged"):
         Approximate(path)
     Approximate.build(mixture(2_000), path)
-    path.with_suffix(".json").write_text('{"rows": 5, "probes": 1, "recall": 1}')
+    path.with_suffix(".json").write_text('{"rows": 5, "first": 5, "probes": 1, "recall": 1}')
     with pytest.raises(ArtifactError, match="is damaged"):
         Approximate(path)
 
