@@ -263,15 +263,15 @@ def slope(counts: Sequence[int], folder: Path) -> list[Record]:
         nearest = Approximate.build(whole, folder / "nearest.faiss")
         assert nearest is not None
         seconds = time.perf_counter() - started
-        questions, there = np.concatenate(list(mixture(QUESTIONS, 2))), np.ones(count, np.bool_)
-        asked = rate(partial(_nearest, nearest, whole, there), questions, 1)
+        questions = np.concatenate(list(mixture(QUESTIONS, 2)))
+        answered = rate(partial(_nearest, nearest, whole), questions, 1)
         rows.append(
             {
                 "vectors": count,
                 "made in s": seconds,
                 "GB of codes": (folder / "nearest.faiss").stat().st_size / 1e9,
                 "cells looked into": nearest.num_probes,
-                "ms a question": 1000 / asked,
+                "ms a question": 1000 / answered,
             }
         )
     x = np.log([row["vectors"] for row in rows])
@@ -281,8 +281,8 @@ def slope(counts: Sequence[int], folder: Path) -> list[Record]:
     return [*rows, {"vectors": TEN_MILLION, **going_on}, {"vectors": "", **growth}]
 
 
-def _nearest(nearest: Approximate, whole: Floats, there: NDArray[np.bool_], question: Floats) -> Sequence[int]:
-    found: Sequence[int] = nearest.search(question[None], BEST, whole, there).rows[0].tolist()
+def _nearest(nearest: Approximate, whole: Floats, question: Floats) -> Sequence[int]:
+    found: Sequence[int] = nearest.search(question[None], BEST, whole, None).rows[0].tolist()
     return found
 
 

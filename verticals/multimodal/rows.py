@@ -51,9 +51,8 @@ class Rows:
             )
         if not count:
             return np.empty((0, self.width), self.dtype)
-        return np.asarray(
-            np.memmap(self.path, self.dtype, "r", shape=(count, self.width))
-        )  # no subclass: those are slow to index
+        mapped = np.memmap(self.path, self.dtype, "r", shape=(count, self.width))
+        return np.asarray(mapped)  # no subclass: those are slow to index
 
     def close(self) -> None:
         os.close(self._file)
