@@ -1,8 +1,9 @@
-"""Approximate search by FAISS, for more rows than are compared one by one: cells of like rows, in codes of 8 bits a number.
+"""Approximate search by FAISS, for more rows than are compared one by one: cells of like rows, in codes of two bits a number.
 
-A question looks into some cells; the best codes are compared again exactly. How many cells is set when they are made, by what is found of
-the rows' own nearest. Rows that come later are put into the cells that there are, until there are twice as many rows: then cells are made
-anew. Legend: Q query, N row, D number of an embedding, K best.
+Product quantization, 4 bits for two numbers, whose tables fit a processor's registers ("fast scan": André et al., 2015). A question looks
+into some cells; the best codes are compared again exactly. How many cells and how many codes is set when they are made, by what is found
+of the rows' own nearest: where like rows are few, that is all cells. Rows that come later are put into the cells that there are, until
+there are twice as many rows: then cells are made anew. Legend: Q query, N row, D number of an embedding, K best.
 """
 
 from __future__ import annotations
@@ -27,8 +28,10 @@ GOAL = 0.995
 """Share of the ten nearest rows that is to be found, of rows of its own."""
 QUESTIONS = 256
 """Rows that are asked for theirs."""
-AGAIN = 8
-"""Codes that are compared again exactly, for each row that is wanted; 64 at least."""
+AGAIN = (8, 16, 32, 64)
+"""Codes that are compared again exactly, for each row that is wanted: as few as find the goal. For ten rows at least."""
+MOST_AGAIN = 10_000
+"""Codes of a question; more only where more rows are wanted."""
 SAMPLES_PER_CELL = 64
 MOST_GROWTH = 2
 """Rows for each row that the cells were made for, up to which they do."""
@@ -47,7 +50,12 @@ class Approximate:
             self._index: Any = faiss.read_index(str(path))
             record = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
             self.num_rows, self.num_first = int(record["rows"]), int(record["first"])
-            self.num_probes, self.recall = int(record["probes"]), float(record["recall"])
+            self.num_probes, self.num_again, self.recall = (
+                int(record["probes"]),
+                int(record["again"]),
+                float(record["recall"]),
+            )
+            self.num_cells: int = library.downcast_index(self._index).nlist
             if self._index.ntotal != self.num_rows:
                 raise ValueError("its parts are of two builds")
         except (RuntimeError, OSError, ValueError, KeyError, TypeError) as error:
@@ -85,7 +93,10 @@ class Approximate:
             if is_cancelled():
                 return None
             index.add(np.ascontiguousarray(vectors[start : start + BLOCK]))
-        probes, recall = (known.num_probes, known.recall) if known is not None else _probes(index, vectors, random)
+        if known is not None:
+            probes, again, recall = known.num_probes, known.num_again, known.recall
+        else:
+            probes, again, recall = _breadth(index, vectors, random)
         with written():
             part = path.with_suffix(".part")
             try:
@@ -93,7 +104,8 @@ class Approximate:
             except RuntimeError as error:  # FAISS' word for a full disk
                 raise OSError(str(error)) from None
             path.with_suffix(".json").write_text(
-                json.dumps({"rows": count, "first": first, "probes": probes, "recall": recall}), encoding="utf-8"
+                json.dumps({"rows": count, "first": first, "probes": probes, "again": again, "recall": recall}),
+                encoding="utf-8",
             )
             flush(part, path.with_suffix(".json"))
             os.replace(part, path)
@@ -111,8 +123,9 @@ class Approximate:
             is_there: [N]; None where all are.
         """
         queries = np.ascontiguousarray(queries)
+        wanted = max(num, min(self.num_again * max(num, 10), MOST_AGAIN))
         rows = _candidates(
-            self._index, queries, num, self.num_probes, None if is_there is None else is_there[: self.num_rows]
+            self._index, queries, wanted, self.num_probes, None if is_there is None else is_there[: self.num_rows]
         )
         scores = _cosines(queries, vectors, rows)
         order = np.arange(len(rows))[:, None], np.lexsort((rows, -scores))[:, :num]
@@ -124,8 +137,8 @@ class Approximate:
 def _cells(vectors: NDArray[np.float32], random: np.random.Generator) -> Any:
     """Cells for so many rows, empty."""
     count, width = vectors.shape
-    num = max(16, int(4 * count**0.5))
-    index: Any = faiss.index_factory(width, f"IVF{num},SQ8", faiss.METRIC_INNER_PRODUCT)
+    num, codes = max(16, int(count**0.5)), width // 2 if width % 2 == 0 else width
+    index: Any = faiss.index_factory(width, f"IVF{num},PQ{codes}x4fs", faiss.METRIC_INNER_PRODUCT)
     index.cp.seed = 0
     few = min(count, SAMPLES_PER_CELL * num)
     index.train(np.asarray(vectors[np.sort(random.choice(count, few, replace=False))]))
@@ -135,13 +148,12 @@ def _cells(vectors: NDArray[np.float32], random: np.random.Generator) -> Any:
 def _candidates(
     index: Any, queries: NDArray[np.float32], num: int, probes: int, is_there: NDArray[np.bool_] | None
 ) -> NDArray[np.int64]:
-    """[Q, some] rows by their codes, more than are wanted, -1 where there are fewer."""
+    """[Q, K] the best rows by their codes, -1 where there are fewer."""
     settings: dict[str, Any] = {"nprobe": probes}
     if is_there is not None:
         bits = np.packbits(is_there, bitorder="little")
         settings["sel"] = faiss.IDSelectorBitmap(len(is_there), faiss.swig_ptr(bits))
-    wanted = max(64, AGAIN * num)
-    return np.asarray(index.search(queries, wanted, params=faiss.SearchParametersIVF(**settings))[1], np.int64)
+    return np.asarray(index.search(queries, num, params=faiss.SearchParametersIVF(**settings))[1], np.int64)
 
 
 def _cosines(
@@ -155,17 +167,26 @@ def _cosines(
     return made
 
 
-def _probes(index: Any, vectors: NDArray[np.float32], random: np.random.Generator) -> tuple[int, float]:
-    """Cells to look into, and the share of the ten nearest that is found then: as near ones count too, since some rows are equal."""
+def _breadth(index: Any, vectors: NDArray[np.float32], random: np.random.Generator) -> tuple[int, int, float]:
+    """Cells to look into, codes to compare again, and the share of the ten nearest that is found then.
+
+    As near ones count too, since some rows are equal.
+    """
     drawn = np.asarray(vectors[np.sort(random.choice(len(vectors), min(QUESTIONS, len(vectors)), replace=False))])
     asked = drawn[drawn.any(axis=1)]  # deleted rows are blank
     least = (
         search(vectors, asked, 10, np.ones(len(vectors), np.bool_)).scores.min(axis=1, initial=1.0)[:, None] - ROUNDING
     )
+    if not len(asked):
+        return 1, AGAIN[0], 1.0
     probes = 4
     while True:
-        near = _cosines(asked, vectors, _candidates(index, asked, 10, probes, None)) >= least
-        recall = float(np.minimum(near.sum(axis=1) / min(10, len(vectors)), 1).mean()) if len(asked) else 1.0
-        if recall >= GOAL or probes >= index.nlist:
-            return probes, recall
+        is_near = _cosines(asked, vectors, _candidates(index, asked, 10 * AGAIN[-1], probes, None)) >= least
+        for again in AGAIN:  # candidates come the best first: fewer would be the first of them
+            near = is_near[:, : 10 * again].sum(axis=1)
+            recall = float(np.minimum(near / min(10, len(vectors)), 1).mean())
+            if recall >= GOAL:
+                return probes, again, recall
+        if probes >= index.nlist:
+            return probes, again, recall
         probes = min(index.nlist, probes * 2)

@@ -39,6 +39,8 @@ NOTHING = "{}"
 """Metadata of an item that has none: not parsed, since a search tells of many."""
 MOST_METADATA = 10_000
 """Characters of an item's metadata, as JSON."""
+MOST_LEVELS = 32
+"""Of objects and lists in an item's metadata."""
 LEAST_DELETED = 1_000
 """Deleted rows from which on, where they are `DELETED_SHARE` of all, the rest move together."""
 DELETED_SHARE = 0.2
@@ -48,6 +50,8 @@ EXACT_UP_TO = 200_000
 """Items that are all compared: some ten milliseconds of two cores."""
 REST_SHARE = 0.05
 """Of the items that may all be compared: more rows than that, that came since, are put into the approximate search."""
+LISTED = 100_000
+"""Items that are read at a time where an index is opened."""
 PARAMETERS = 500
 """Values of one SQL query."""
 
@@ -132,8 +136,10 @@ class Index:
             self._files = Files(folder, generation, self.width, self.detail_width)
             self._remove_others()
             keys = np.zeros(rows, np.int64)
-            listed = np.array(self._list.rows("SELECT row, key FROM item"), np.int64).reshape(-1, 2)
-            keys[listed[:, 0]] = listed[:, 1]
+            for first in range(0, rows, LISTED):
+                query = "SELECT row, key FROM item WHERE row >= ? AND row < ?"
+                listed = np.array(self._list.rows(query, (first, first + LISTED)), np.int64).reshape(-1, 2)
+                keys[listed[:, 0]] = listed[:, 1]
             self._state = self._files.state(keys, self._files.nearest())
             deleted = np.flatnonzero(keys == 0)
             self._files.blank(deleted[self._state.vectors[deleted].any(axis=1)].tolist())  # a crash came before
@@ -267,14 +273,15 @@ class Index:
         return found
 
     def _items_of(self, keys: Sequence[int]) -> dict[int, tuple[str, dict[str, Any]]]:
-        """Id and metadata by key."""
+        """Id and metadata by key, as one value of SQLite's: for each row it would wait for the interpreter's lock anew."""
         found: dict[int, tuple[str, dict[str, Any]]] = {}
         for first in range(0, len(keys), PARAMETERS):
             part = keys[first : first + PARAMETERS]
             marks = ",".join("?" * len(part))
-            for key, id, metadata in self._list.rows(
-                f"SELECT key, id, metadata FROM item WHERE key IN ({marks})", part
-            ):
+            ((text,),) = self._list.rows(
+                f"SELECT json_group_array(json_array(key, id, metadata)) FROM item WHERE key IN ({marks})", part
+            )
+            for key, id, metadata in json.loads(text):
                 found[key] = id, {} if metadata == NOTHING else json.loads(metadata)
         return found
 
@@ -367,6 +374,8 @@ def _record(item: Item) -> str:
         raise DataError(
             f"{item.id[:LONGEST_ID]!r} is no id; allowed are up to {LONGEST_ID} printable characters, one of them no blank"
         )
+    if not _is_shallow(item.metadata, MOST_LEVELS):
+        raise DataError(f"the metadata of {item.id!r} is nested more than {MOST_LEVELS} levels deep; send it flatter")
     try:
         text = json.dumps(dict(item.metadata), ensure_ascii=False, allow_nan=False)
         text.encode()
@@ -375,6 +384,12 @@ def _record(item: Item) -> str:
     if len(text) > MOST_METADATA:
         raise DataError(f"the metadata of {item.id!r} has {len(text):,} characters; allowed are {MOST_METADATA:,}")
     return text
+
+
+def _is_shallow(value: Any, levels: int) -> bool:
+    """Whether JSON has no more levels: what is nested deeply is not read again in every thread."""
+    inner = value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else None
+    return inner is None or (levels > 0 and all(_is_shallow(one, levels - 1) for one in inner))
 
 
 def _first_twice(ids: Iterable[str]) -> str | None:

@@ -29,7 +29,7 @@ class Archive(Upload):
     """Many pictures to index."""
 
     archive: Path = Field(
-        description="A tar of webdataset: KEY.jpg with KEY.txt or KEY.json; the key is the id, the first caption counts."
+        description="A tar of webdataset: KEY.jpg, and KEY.txt or KEY.json where there are words; the key is the id, the first caption counts."
     )
     replace: bool = Field(False, description="Whether they take the places of the items of their ids.")
 

@@ -204,27 +204,31 @@ class Multimodal:
 
     def _index_archive(self, archive: Path, replace: bool) -> ArchiveIndexed:
         from verticals.multimodal.collection import BATCH, Entry
-        from verticals.multimodal.retrieval.formats import pairs_of_tars
+        from verticals.multimodal.retrieval.formats import samples
 
-        pairs = list(pairs_of_tars([archive]))
-        indexed = replaced = refused = 0
+        found = list(samples([archive]))
+        indexed = replaced = 0
         reasons: list[Refused] = []
-        for first in range(0, len(pairs), BATCH):
-            entries = [
-                Entry(pair.file.read(), pair.id, pair.captions[0], pair.metadata)
-                for pair in pairs[first : first + BATCH]
-            ]
+        for first in range(0, len(found), BATCH):
+            entries = []
+            for sample in found[first : first + BATCH]:
+                try:
+                    pair = sample.pair(needs_caption=False)
+                except DataError as error:
+                    reasons.append(Refused(id=sample.key, reason=str(error)))
+                else:
+                    caption = pair.captions[0] if pair.captions else None
+                    entries.append(Entry(pair.file.read(), pair.id, caption, pair.metadata))
             for made, reason in self._each(entries, replace):
                 if reason is None:
                     indexed, replaced = indexed + 1, replaced + made.replaced
                 else:
-                    refused += 1
-                    reasons += [Refused(id=made.id, reason=reason)] if refused <= MOST_TOLD else []
+                    reasons.append(Refused(id=made.id, reason=reason))
         return ArchiveIndexed(
             indexed=indexed,
             replaced=replaced,
-            refused=refused,
-            reasons=reasons,
+            refused=len(reasons),
+            reasons=reasons[:MOST_TOLD],
             items=len(self._collection),
             version=self._version,
         )
@@ -275,7 +279,7 @@ def _object(text: str | None) -> dict[str, Any]:
         return {}
     try:
         record = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"metadata is no JSON ({error}); send an object, as {{}}") from None
     if not isinstance(record, dict):
         raise DataError(f"metadata is a JSON {type(record).__name__}; send an object, as {{}}")
@@ -288,7 +292,7 @@ def _labels(text: str) -> list[str]:
         return [label.strip() for label in text.split(",") if label.strip()]
     try:
         labels = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(
             f"labels are no JSON list ({error}); send a list of texts, or texts with commas between"
         ) from None

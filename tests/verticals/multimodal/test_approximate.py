@@ -72,7 +72,7 @@ def test_damaged_files_are_told(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match="is damaged"):
         Approximate(path)
     Approximate.build(mixture(2_000), path)
-    path.with_suffix(".json").write_text('{"rows": 5, "first": 5, "probes": 1, "recall": 1}')
+    path.with_suffix(".json").write_text('{"rows": 5, "first": 5, "probes": 1, "again": 8, "recall": 1}')
     with pytest.raises(ArtifactError, match="is damaged"):
         Approximate(path)
 

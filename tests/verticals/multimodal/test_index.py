@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
@@ -97,6 +98,11 @@ def test_what_is_refused_changes_nothing(tmp_path: Path) -> None:
         ([item("line\nbreak")], DataError, "is no id"),
         ([item("c")._replace(metadata={"note": "x" * 10_001})], DataError, "allowed are 10,000"),
         ([item("c")._replace(metadata={"note": float("nan")})], DataError, "no JSON object"),
+        (
+            [item("c")._replace(metadata={"note": json.loads("[" * 40 + "]" * 40)})],
+            DataError,
+            "more than 32 levels deep",
+        ),
         ([item("c")._replace(metadata={"note": "\ud800"})], DataError, "no JSON object"),
     ):
         with pytest.raises(error, match=words):

@@ -46,24 +46,21 @@ def indexed(server: Server) -> list[str]:
         assert answer.status_code == 200, answer.text
         ids.append(answer.json()["id"])
     held = io.BytesIO()
+    members = {f"{place}.png": png(scene) for place, scene in enumerate(SCENES[15:30])}
+    members |= {f"{place}.txt": caption(scene).encode() for place, scene in enumerate(SCENES[15:29])}  # one has none
+    members |= {"bad.png": b"none", "words.txt": b"alone", "deep.png": png(SCENES[0]), "deep.json": b"[" * 5_000}
     with tarfile.open(fileobj=held, mode="w") as tar:
-        for place, scene in enumerate(SCENES[15:30]):
-            for name, data in ((f"{place}.png", png(scene)), (f"{place}.txt", caption(scene).encode())):
-                member = tarfile.TarInfo(f"many/{name}")
-                member.size = len(data)
-                tar.addfile(member, io.BytesIO(data))
-        member = tarfile.TarInfo("many/bad.png")
-        member.size = 4
-        tar.addfile(member, io.BytesIO(b"none"))
-        member = tarfile.TarInfo("many/bad.txt")
-        member.size = 4
-        tar.addfile(member, io.BytesIO(b"none"))
+        for name, data in members.items():
+            member = tarfile.TarInfo(f"many/{name}")
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
     answer = send(server, "/index_archive", archive=held.getvalue())
     assert answer.status_code == 200, answer.text
     told = answer.json()
-    assert (told["indexed"], told["refused"], told["items"]) == (15, 1, 30)
-    assert told["reasons"][0]["id"] == "many/bad"
-    assert "no picture" in told["reasons"][0]["reason"]
+    assert (told["indexed"], told["refused"], told["items"]) == (15, 3, 30)
+    reasons = {one["id"]: one["reason"] for one in told["reasons"]}
+    for id, words in (("bad", "no picture"), ("words", "needed is a picture"), ("deep", "its text cannot be read")):
+        assert words in reasons[f"many/{id}"]
     return ids + [f"many/{place}" for place in range(15)]
 
 
@@ -210,6 +207,7 @@ def test_words_of_any_script_are_answered(server: Server, text: str) -> None:
     [
         ({"metadata": "{"}, "metadata is no JSON"),
         ({"metadata": "[]"}, "metadata is a JSON list"),
+        ({"metadata": '{"a": ' + "[" * 1500 + "]" * 1500 + "}"}, "metadata is no JSON"),
         ({"id": "a\nb"}, "is no id"),
         ({"id": "x" * 201}, "id"),
         ({"caption": "  "}, "the text is empty"),

@@ -14,7 +14,7 @@ import json
 import tarfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from core.data.pictures import SUFFIXES
 from core.data.text import entries_of, lines_of, text_of
@@ -32,7 +32,6 @@ SIDE_NAMES = {"train": "train", "dev": "validation", "val": "validation", "valid
 TABLES = (".csv", ".tsv", ".txt")
 FOLDERS = ("images", "Images", "Flicker8k_Dataset", "Flickr8k_Dataset", "files")
 PATH_COLUMNS, TITLE_COLUMNS = ("filepath", "image", "path", "file"), ("title", "caption", "text")
-CAPTION_FILES = (".txt", ".json")
 
 
 def read_pairs(root: Path) -> Listed:
@@ -43,11 +42,11 @@ def read_pairs(root: Path) -> Listed:
     if root.is_file() and root.suffix.lower() in TABLES:
         return _table(root)
     if root.is_file() and root.suffix.lower() == ".tar":
-        return Listed("webdataset", {"all": tuple(pairs_of_tars([root]))})
+        return Listed("webdataset", {"all": _pairs([root])})
     if not root.is_dir():
         raise DataError(f"{root} is not there, or of no known kind; {_KINDS}")
     if tars := sorted(root.glob("*.tar")):
-        return Listed("webdataset", {"all": tuple(pairs_of_tars(tars))})
+        return Listed("webdataset", {"all": _pairs(tars)})
     for name, read in _FLICKR.items():
         if (root / name).is_file():
             return _flickr(root, read(root / name))
@@ -199,8 +198,30 @@ def _flickr(root: Path, captions: Iterable[tuple[str, str, str]]) -> Listed:
     return Listed("flickr8k", sides)
 
 
-def pairs_of_tars(paths: Iterable[Path]) -> Iterator[Pair]:
-    """Members of one key, a picture and its text, in the order of the files. Nothing is unpacked."""
+class Sample(NamedTuple):
+    """Members of one key of a tar."""
+
+    key: str
+    where: str
+    """Names it in a message."""
+    members: Mapping[str, Stored]
+    """By suffix."""
+
+    def pair(self, *, needs_caption: bool = True) -> Pair:
+        """The picture and what is said of it. Raises DataError for what is none."""
+        picture = next((self.members[suffix] for suffix in SUFFIXES if suffix in self.members), None)
+        if picture is None:
+            raise DataError(
+                f"{self.where} has {', '.join(sorted(self.members))}; needed is a picture ({', '.join(SUFFIXES)})"
+            )
+        captions, metadata = _words(self.members, self.where)
+        if needs_caption and not captions:
+            raise DataError(f"{self.where} has no caption; needed is .txt, or .json with caption or captions")
+        return Pair(self.key, picture, captions, metadata)
+
+
+def samples(paths: Iterable[Path]) -> Iterator[Sample]:
+    """What tar files hold, in their order. Nothing is unpacked. Raises DataError."""
     seen: dict[str, str] = {}
     for path in paths:
         parts: dict[str, dict[str, Stored]] = {}
@@ -218,16 +239,16 @@ def pairs_of_tars(paths: Iterable[Path]) -> Iterator[Pair]:
             ) from None
         for key, members in parts.items():
             where = f"{path.name}, {key}"
-            picture = next((members[suffix] for suffix in SUFFIXES if suffix in members), None)
-            if picture is None or not any(suffix in members for suffix in CAPTION_FILES):
-                raise DataError(f"{where} has {', '.join(sorted(members))}; needed are a picture, and .txt or .json")
             if key in seen:
                 raise DataError(f"{where}: the key stands in {seen[key]} too; give each picture a key of its own")
             seen[key] = path.name
-            captions, metadata = _words(members, where)
-            yield Pair(key, picture, captions, metadata)
+            yield Sample(key, where, members)
     if not seen:
         raise DataError("the tar files hold nothing; needed are KEY.jpg with KEY.txt or KEY.json")
+
+
+def _pairs(tars: Iterable[Path]) -> tuple[Pair, ...]:
+    return tuple(sample.pair() for sample in samples(tars))
 
 
 def _words(members: Mapping[str, Stored], where: str) -> tuple[tuple[str, ...], dict[str, Any]]:
@@ -239,13 +260,13 @@ def _words(members: Mapping[str, Stored], where: str) -> tuple[tuple[str, ...], 
             record = json.loads(members[".json"].read())
         if ".txt" in members:
             texts.append(members[".txt"].read().decode("utf-8-sig"))
-    except ValueError as error:  # JSON's and Unicode's
+    except (ValueError, RecursionError) as error:  # JSON's and Unicode's
         raise DataError(f"{where}: its text cannot be read ({error}); save it in UTF-8") from None
     if not isinstance(record, dict):
         raise DataError(f"{where}: its JSON is a {type(record).__name__}; needed is an object with caption or captions")
     several = record.pop("captions", [])
     texts += [record.pop("caption")] if "caption" in record else []
     texts += several if isinstance(several, list) else [several]
-    if not texts or not all(isinstance(text, str) for text in texts):
-        raise DataError(f"{where} has no caption; needed is a text, or a list of texts")
+    if not all(isinstance(text, str) for text in texts):
+        raise DataError(f"{where}: its caption is no text; needed is a text, or a list of texts")
     return tuple(dict.fromkeys(_caption(text, where) for text in texts)), record

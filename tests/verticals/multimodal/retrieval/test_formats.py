@@ -187,12 +187,13 @@ def packed(root: Path, members: dict[str, bytes]) -> Path:
 @pytest.mark.parametrize(
     ("members", "words"),
     [
-        ({"a.png": b"x"}, "a has .png; needed are a picture, and .txt or .json"),
-        ({"a.txt": b"x"}, "a has .txt; needed are a picture"),
+        ({"a.png": b"x"}, "a has no caption; needed is .txt, or .json"),
+        ({"a.txt": b"x"}, "a has .txt; needed is a picture"),
         ({"a.png": b"x", "a.json": b"{"}, "its text cannot be read"),
         ({"a.png": b"x", "a.json": b"[]"}, "its JSON is a list"),
         ({"a.png": b"x", "a.json": b"{}"}, "has no caption"),
-        ({"a.png": b"x", "a.json": b'{"captions": [3]}'}, "has no caption"),
+        ({"a.png": b"x", "a.json": b'{"captions": [3]}'}, "its caption is no text"),
+        ({"a.png": b"x", "a.json": b"[" * 5_000}, "its text cannot be read"),
         ({"a.png": b"x", "a.txt": b"  "}, "the caption is empty"),
         ({"a.png": b"x", "a.txt": b"\xff"}, "its text cannot be read"),
         ({}, "hold nothing"),
