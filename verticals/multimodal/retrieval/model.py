@@ -141,12 +141,15 @@ class RetrievalNet(nn.Module):
         )
 
     def forward(self, seen: VisionFeatures, read: Tensor, samples: Tensor) -> Embedded:
-        """What the encoders made of N pictures, texts' vectors [M, C], and sounds [S, T] themselves."""
+        """What the encoders made of N pictures, texts' vectors [M, C], and sounds [S, T] themselves.
+
+        The head that matches learns from what the encoders see; they do not learn from it.
+        """
         match = self.heads.match
         return Embedded(
             self.heads.picture(seen),
             self.heads.text(read),
-            () if match is None else match.places(seen),
+            () if match is None else match.places(VisionFeatures(*(part.detach() for part in seen))),
             () if self.audio is None else self.hear(samples),
         )
 

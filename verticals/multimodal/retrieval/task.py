@@ -102,7 +102,7 @@ class RetrievalTask(nn.Module):
             return Step(loss, logs)
         num_pictures = len(made.pictures)
         num_captions = len(batch.owner) * num_pictures // len(batch.numbers)  # of pictures: all have as many
-        padded = self._padded(read.words[:num_captions], batch.mask[:num_captions])
+        padded = self._padded(read.words[:num_captions].detach(), batch.mask[:num_captions])
         places, words, mask, numbers, owner = (
             gathered(part) for part in (made.places, *padded, batch.numbers[:num_pictures], batch.owner[:num_captions])
         )

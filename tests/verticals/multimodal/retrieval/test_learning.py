@@ -59,6 +59,17 @@ def test_other_ways_learn_too(changes: list[str]) -> None:
     assert judged(made, data).figures["R@5 text to picture"].value > 0.45
 
 
+def test_encoders_do_not_learn_from_the_head_that_matches(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = RetrievalData(debug())
+    made = task(data.config, data)
+    assert made.matching is not None
+    monkeypatch.setattr(made.contrastive, "forward", lambda similarity, own: similarity.sum() * 0)
+    made(next(iter(data.train(rank=0, world_size=1, epoch=0)))).loss.backward()
+    for encoder in (made.model.vision, made.model.text):
+        assert not any(each.grad.any() for each in encoder.parameters() if each.grad is not None)
+    assert all(each.grad.any() for each in (made.model.heads.match.of_places.weight, made.model.heads.match.key.weight))
+
+
 def frozen(*changes: str) -> RetrievalConfig:
     """Encoders that stay as they are: a random one for pictures, a real one for texts."""
     return debug().override(
