@@ -193,7 +193,9 @@ class Application:
     synthesize: Callable[..., dict[str, Any]]
     """(config, path) -> writes small truthful data with a known answer, and says what is in it."""
     remember: Callable[..., dict[str, Any]] | None
-    """(config, source, store) -> fills the service's store with a file's past, resumably; None where nothing is remembered."""
+    """(config, source, store) -> fills what the service keeps with a file's past or a data set, resumably; None where it keeps nothing."""
+    begins_filled: bool
+    """Whether a service that begins with a model of synthetic data keeps such data too: a search in nothing finds nothing."""
     example: Callable[[], Any]
     """A request that the Predictor answers: documentation, smoke test and warm-up."""
     card: Path

@@ -55,8 +55,10 @@ def parser() -> argparse.ArgumentParser:
     what.add_argument(
         "--check", metavar="FILE", help="read a file whole and say what is in it, or what is wrong with it"
     )
-    what.add_argument("--load-history", metavar="FILE", help="put a file's past into the service's store (resumable)")
-    data.add_argument("--store", metavar="URL", help="the store to load into (default: the service's own)")
+    what.add_argument(
+        "--load", metavar="FILE", help="put a file's past, or a data set, into what the service keeps (resumable)"
+    )
+    data.add_argument("--store", metavar="URL", help="the store or index to load into (default: the service's own)")
 
     train = verb("train", "train a model, evaluate it and register it")
     configured(train)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from core.errors import ConfigError, DataError
-from verticals import load
+from verticals import load as application_of
 
 
 def data(
@@ -17,16 +17,16 @@ def data(
     settings: Sequence[str] = (),
     synthetic: str | None = None,
     check: str | None = None,
-    load_history: str | None = None,
+    load: str | None = None,
     store: str | None = None,
 ) -> dict[str, Any]:
-    """One of three: write synthetic data, check a file, or load a file's past into the service's store.
+    """One of three: write synthetic data, check a file, or load it into what the service keeps.
 
     Raises:
         DataError: what is wrong with the file, by row and column.
-        ConfigError: unknown recipe or setting, or an application that remembers nothing.
+        ConfigError: unknown recipe or setting, or an application whose service keeps nothing.
     """
-    app = load(application)
+    app = application_of(application)
     if recipe not in app.recipes:
         raise ConfigError(f"{application} has no recipe {recipe!r}; there are: {', '.join(app.recipes)}")
     config = app.recipes[recipe]().override(settings)
@@ -36,7 +36,7 @@ def data(
         return app.synthesize(config, Path(synthetic))
     if check:
         return app.check(config, check)
-    assert load_history is not None
+    assert load is not None
     if app.remember is None:
-        raise ConfigError(f"{application} keeps no history; --load-history is for applications that do")
-    return app.remember(config, load_history, store)
+        raise ConfigError(f"the service of {application} keeps no data; --load is for applications whose service does")
+    return app.remember(config, load, store)

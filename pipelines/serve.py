@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
 from typing import Any
 
 from core import registry
 from core.errors import ArtifactError, ConfigError
-from verticals import APPLICATIONS
+from verticals import APPLICATIONS, load
 
 
 def serve(
@@ -31,6 +33,8 @@ def serve(
 
             print(f"no version of {name} is in production: training one on synthetic data", file=sys.stderr)
             print(train(name, alias="production")["text"], file=sys.stderr)
+            if load(name).begins_filled:
+                _fill(name)
         else:
             registry.resolve(name)
     command = [
@@ -52,3 +56,13 @@ def serve(
     if done.returncode:
         raise ArtifactError(f"the service ended with exit code {done.returncode}")
     return {"text": "stopped"}
+
+
+def _fill(name: str) -> None:
+    """Puts synthetic data into what the service keeps."""
+    from pipelines.data import data
+
+    with tempfile.TemporaryDirectory() as folder:
+        source = str(Path(folder) / "synthetic")
+        data(name, synthetic=source)
+        print(data(name, load=source)["text"], file=sys.stderr)

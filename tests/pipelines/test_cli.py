@@ -256,7 +256,7 @@ def test_predict_decides_at_the_threshold_that_was_released(
 
 def test_history_is_loaded_once(home: Path, rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     store = str(tmp_path / "store.sqlite")
-    code, first = run(capsys, "data", NAME, "--recipe", "debug", "--load-history", str(rows), "--store", store)
+    code, first = run(capsys, "data", NAME, "--recipe", "debug", "--load", str(rows), "--store", store)
     assert (code, first["inserted"]) == (0, first["rows"])
-    code, again = run(capsys, "data", NAME, "--recipe", "debug", "--load-history", str(rows), "--store", store)
+    code, again = run(capsys, "data", NAME, "--recipe", "debug", "--load", str(rows), "--store", store)
     assert (code, again["inserted"], again["resumed"]) == (0, 0, first["rows"])

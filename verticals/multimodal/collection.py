@@ -22,7 +22,7 @@ from PIL import Image
 
 from core.data.pictures import Picture, read_picture
 from core.durable.files import flush, remove, written
-from core.errors import DataError, Unavailable
+from core.errors import CapacityError, DataError, Unavailable
 from verticals.multimodal.index import EXACT_UP_TO, Hit, Index, Item, UnknownItem
 from verticals.multimodal.retrieval.audio import read_sound
 from verticals.multimodal.retrieval.evaluation import AGAIN
@@ -58,6 +58,13 @@ class Indexed(NamedTuple):
     replaced: bool
     cut: bool
     """Whether the caption had more tokens than the model reads."""
+
+
+class Refusal(NamedTuple):
+    """An entry that was not indexed."""
+
+    id: str
+    reason: str
 
 
 class Labelled(NamedTuple):
@@ -152,6 +159,19 @@ class Collection:
             known = index.add(items, model=model.version, replace=replace)
         return [Indexed(item.id, item.id in known, cut) for item, cut in zip(items, cuts, strict=True)]
 
+    def add_each(self, entries: Sequence[Entry], *, replace: bool = False) -> list[Indexed | Refusal]:
+        """Indexes pictures, and says of each that is refused why. Raises Unavailable."""
+        try:
+            return [*self.add(entries, replace=replace)]
+        except (DataError, CapacityError):
+            told: list[Indexed | Refusal] = []
+            for entry in entries:
+                try:
+                    told += self.add([entry], replace=replace)
+                except (DataError, CapacityError) as error:
+                    told.append(Refusal(entry.id or "", str(error)))
+            return told
+
     def delete(self, ids: Sequence[str]) -> None:
         """Deletes items, all or none. Raises UnknownItem, Unavailable."""
         with self._changing() as (_, index):
@@ -212,6 +232,10 @@ class Collection:
     def get(self, id: str) -> Item:
         """Raises UnknownItem."""
         return self._index.get(id)
+
+    def has(self, id: str) -> bool:
+        """Whether an item has this id."""
+        return id in self._index
 
     def ids(self, count: int, *, after: str) -> list[str]:
         """In alphabetical order."""

@@ -151,6 +151,9 @@ class Index:
     def __len__(self) -> int:
         return self._state.num_items
 
+    def __contains__(self, id: str) -> bool:
+        return bool(self._known([id]))
+
     def add(self, items: Iterable[Item], *, model: str, replace: bool = False) -> set[str]:
         """Adds items, all or none; when this returns they survive a power cut.
 

@@ -50,7 +50,6 @@ from verticals.multimodal.settings import from_environment
 
 if TYPE_CHECKING:
     from core.registry import Version
-    from verticals.multimodal.collection import Entry
     from verticals.multimodal.index import Hit
     from verticals.multimodal.retrieval.predictor import Encoded, RetrievalPredictor
 
@@ -203,7 +202,7 @@ class Multimodal:
         return self._loader.live.model.version
 
     def _index_archive(self, archive: Path, replace: bool) -> ArchiveIndexed:
-        from verticals.multimodal.collection import BATCH, Entry
+        from verticals.multimodal.collection import BATCH, Entry, Refusal
         from verticals.multimodal.retrieval.formats import samples
 
         found = list(samples([archive]))
@@ -219,11 +218,11 @@ class Multimodal:
                 else:
                     caption = pair.captions[0] if pair.captions else None
                     entries.append(Entry(pair.file.read(), pair.id, caption, pair.metadata))
-            for made, reason in self._each(entries, replace):
-                if reason is None:
-                    indexed, replaced = indexed + 1, replaced + made.replaced
+            for made in self._collection.add_each(entries, replace=replace):
+                if isinstance(made, Refusal):
+                    reasons.append(Refused(id=made.id, reason=made.reason))
                 else:
-                    reasons.append(Refused(id=made.id, reason=reason))
+                    indexed, replaced = indexed + 1, replaced + made.replaced
         return ArchiveIndexed(
             indexed=indexed,
             replaced=replaced,
@@ -232,21 +231,6 @@ class Multimodal:
             items=len(self._collection),
             version=self._version,
         )
-
-    def _each(self, entries: list[Entry], replace: bool) -> list[tuple[Any, str | None]]:
-        """What became of each: all together, and one by one where that is refused."""
-        from core.errors import CapacityError
-
-        try:
-            return [(made, None) for made in self._collection.add(entries, replace=replace)]
-        except (DataError, CapacityError):
-            answers: list[tuple[Any, str | None]] = []
-            for entry in entries:
-                try:
-                    answers += [(made, None) for made in self._collection.add([entry], replace=replace)]
-                except (DataError, CapacityError) as error:
-                    answers.append((entry, str(error)))
-            return answers
 
     def _answer(self, hits: list[Hit], understood: Encoded, version: str, started: float) -> Answer:
         seconds = time.perf_counter() - started

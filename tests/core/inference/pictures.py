@@ -209,6 +209,7 @@ APPLICATION = Application(
     check=_none,
     synthesize=_none,
     remember=None,
+    begins_filled=False,
     example=lambda: picture(0, np.random.default_rng(0)),
     card=Path(__file__),
 )

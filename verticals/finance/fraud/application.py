@@ -137,6 +137,7 @@ APPLICATION = Application(
     check=check,
     synthesize=synthesize,
     remember=load_history,
+    begins_filled=False,
     example=example,
     card=Path(__file__).parent / "README.md",
 )

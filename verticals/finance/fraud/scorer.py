@@ -60,7 +60,7 @@ class Scorer:
             if lacking := sum(name not in record for record in records):
                 raise ArtifactError(
                     f"{lacking} of {len(records)} events in the store have no {name}, a number that this version reads; "
-                    "give it a store of its own, filled by --load-history from a file that has the column"
+                    "give it a store of its own, filled by --load from a file that has the column"
                 )
         return self.named(records)
 

@@ -248,6 +248,7 @@ APPLICATION = Application(
     check=check,
     synthesize=synthesize,
     remember=None,
+    begins_filled=False,
     example=example,
     card=Path(__file__).parent / "README.md",
 )

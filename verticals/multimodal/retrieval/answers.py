@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,7 +19,7 @@ from core.memory import resident_bytes
 from core.training.log import progress
 from verticals.multimodal.retrieval.audio import read_sound
 from verticals.multimodal.retrieval.config import RetrievalConfig
-from verticals.multimodal.retrieval.formats import read_pairs
+from verticals.multimodal.retrieval.formats import NoLayout, read_pairs, samples, tars
 from verticals.multimodal.retrieval.pairs import SOUNDS, Stored
 from verticals.multimodal.retrieval.predictor import Request, RetrievalPredictor
 
@@ -29,7 +29,8 @@ class Source(NamedTuple):
 
     id: str
     file: Stored
-    captions: tuple[str, ...]
+    captions: tuple[str, ...] = ()
+    metadata: Mapping[str, Any] = {}
     is_sound: bool = False
 
     def asked(self, config: RetrievalConfig) -> Request:
@@ -50,8 +51,8 @@ def predict(predictor: RetrievalPredictor, config: RetrievalConfig, source: str,
     """
     if target.exists():
         raise DataError(f"{target} exists; name a new folder for the answer")
-    sources = list(_sources(Path(source)))
-    num_captions = sum(len(one.captions) for one in sources)
+    found = list(sources(Path(source)))
+    num_captions = sum(len(one.captions) for one in found)
     refused = 0
     with (
         written(),
@@ -62,13 +63,13 @@ def predict(predictor: RetrievalPredictor, config: RetrievalConfig, source: str,
         folder.mkdir()
         arrays = {
             name: np.lib.format.open_memmap(folder / f"{name}.npy", "w+", np.float32, (count, predictor.width))
-            for name, count in (("items", len(sources)), ("captions", num_captions))
+            for name, count in (("items", len(found)), ("captions", num_captions))
             if count
         }
-        told = bar.add_task("pictures", total=len(sources), note="")
+        told = bar.add_task("pictures", total=len(found), note="")
         caption = 0
         with (folder / "items.jsonl").open("w", encoding="utf-8") as items:
-            for row, one in enumerate(sources):
+            for row, one in enumerate(found):
                 record: dict[str, Any] = {
                     "id": one.id,
                     "row": row,
@@ -88,16 +89,16 @@ def predict(predictor: RetrievalPredictor, config: RetrievalConfig, source: str,
         for array in arrays.values():
             array.flush()
         os.rename(folder, target)
-    text = f"{target}: {len(sources) - refused} pictures and sounds, {num_captions} captions" + (
+    text = f"{target}: {len(found) - refused} pictures and sounds, {num_captions} captions" + (
         f"; {refused} could not be read, items.jsonl says why" if refused else ""
     )
-    return {"items": len(sources) - refused, "captions": num_captions, "refused": refused, "text": text}
+    return {"items": len(found) - refused, "captions": num_captions, "refused": refused, "text": text}
 
 
 def cost(predictor: RetrievalPredictor, config: RetrievalConfig, source: str) -> Estimate:
     """What `predict` will take, from headers alone; pictures that cannot be read take nothing."""
     most, seconds = 0, 0.0
-    for one in _sources(Path(source)):
+    for one in sources(Path(source)):
         seconds += len(one.captions) * predictor.estimate([Request(text="a")]).seconds
         try:
             if one.is_sound:
@@ -111,21 +112,28 @@ def cost(predictor: RetrievalPredictor, config: RetrievalConfig, source: str) ->
     return Estimate(resident_bytes() + most, seconds)
 
 
-def _sources(source: Path) -> Iterator[Source]:
-    """A data set's pictures and sounds, or those of a folder. Raises DataError where there is none."""
+def sources(source: Path) -> Iterator[Source]:
+    """A data set's pictures and sounds, or those of a folder; in tar files they need no words. Raises DataError where there is none."""
     if source.is_file() and source.suffix.lower() in (*SUFFIXES, *SOUNDS):
-        yield Source(source.name, Stored(source), (), source.suffix.lower() in SOUNDS)
+        yield _alone(source, source.name)
+        return
+    if packed := tars(source):
+        for pair in (sample.pair(needs_caption=False) for sample in samples(packed)):
+            yield Source(pair.id, pair.file, pair.captions, pair.metadata)
         return
     try:
         listed = read_pairs(source)
-    except DataError:
-        known = (*SUFFIXES, *SOUNDS)
-        paths = sorted(path for path in source.rglob("*") if path.suffix.lower() in known) if source.is_dir() else []
+    except NoLayout:
+        paths = sorted(path for path in source.rglob("*") if path.suffix.lower() in (*SUFFIXES, *SOUNDS))
         if not paths:
             raise
         for path in paths:
-            yield Source(path.relative_to(source).as_posix(), Stored(path), (), path.suffix.lower() in SOUNDS)
+            yield _alone(path, path.relative_to(source).as_posix())
         return
     for pairs in listed.sides.values():
         for pair in pairs:
-            yield Source(pair.id, pair.file, pair.captions, pair.is_sound)
+            yield Source(pair.id, pair.file, pair.captions, pair.metadata, pair.is_sound)
+
+
+def _alone(path: Path, id: str) -> Source:
+    return Source(id, Stored(path), is_sound=path.suffix.lower() in SOUNDS)

@@ -188,6 +188,13 @@ def _distillation(config: RetrievalConfig) -> torch.nn.Module:
     return SimilarityDistillation()
 
 
+def remember(config: RetrievalConfig, source: str, store: str | None) -> dict[str, Any]:
+    """Indexes a data set's pictures, or a folder's; see `verticals.multimodal.filling`."""
+    from verticals.multimodal.filling import fill  # the index is the service's
+
+    return fill(APPLICATION, source, store)
+
+
 LIMITS = {
     "float32": Limits(
         tensor=1e-3, answers={"found": 2e-2, "cosine": 1e-3, "match": 1e-3}, figure="mean recall", drop=5e-3
@@ -224,7 +231,8 @@ APPLICATION = Application(
     archive=None,
     check=check,
     synthesize=synthesize,
-    remember=None,
+    remember=remember,
+    begins_filled=True,
     example=example,
     card=Path(__file__).parent / "README.md",
 )

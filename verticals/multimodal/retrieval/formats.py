@@ -34,6 +34,10 @@ FOLDERS = ("images", "Images", "Flicker8k_Dataset", "Flickr8k_Dataset", "files")
 PATH_COLUMNS, TITLE_COLUMNS = ("filepath", "image", "path", "file"), ("title", "caption", "text")
 
 
+class NoLayout(DataError):
+    """A folder in none of the layouts."""
+
+
 def read_pairs(root: Path) -> Listed:
     """
     Raises:
@@ -41,16 +45,14 @@ def read_pairs(root: Path) -> Listed:
     """
     if root.is_file() and root.suffix.lower() in TABLES:
         return _table(root)
-    if root.is_file() and root.suffix.lower() == ".tar":
-        return Listed("webdataset", {"all": _pairs([root])})
+    if packed := tars(root):
+        return Listed("webdataset", {"all": tuple(sample.pair() for sample in samples(packed))})
     if not root.is_dir():
         raise DataError(f"{root} is not there, or of no known kind; {_KINDS}")
-    if tars := sorted(root.glob("*.tar")):
-        return Listed("webdataset", {"all": _pairs(tars)})
     for name, read in _FLICKR.items():
         if (root / name).is_file():
             return _flickr(root, read(root / name))
-    raise DataError(f"{root} holds no captioned pictures that are known here; {_KINDS}")
+    raise NoLayout(f"{root} holds no captioned pictures that are known here; {_KINDS}")
 
 
 _KINDS = "give a table (filepath, title), a folder with captions.csv or Flickr8k.token.txt beside images, or tar files of webdataset"
@@ -247,8 +249,15 @@ def samples(paths: Iterable[Path]) -> Iterator[Sample]:
         raise DataError("the tar files hold nothing; needed are KEY.jpg with KEY.txt or KEY.json")
 
 
-def _pairs(tars: Iterable[Path]) -> tuple[Pair, ...]:
-    return tuple(sample.pair() for sample in samples(tars))
+def tars(root: Path) -> list[Path]:
+    """The tar files that a path names, in order."""
+    return (
+        [root]
+        if root.is_file() and root.suffix.lower() == ".tar"
+        else sorted(root.glob("*.tar"))
+        if root.is_dir()
+        else []
+    )
 
 
 def _words(members: Mapping[str, Stored], where: str) -> tuple[tuple[str, ...], dict[str, Any]]:
