@@ -41,6 +41,7 @@ def page(request: pytest.FixtureRequest, chromium: Browser, server: Server, show
 
 
 def test_words_fill_the_gallery(page: Page, tmp_path: Path) -> None:
+    expect(page.locator("#told")).to_contain_text("in the index: search by words")
     page.get_by_label("words to search by").fill(caption(SCENES[2]))
     page.get_by_role("button", name="Search", exact=True).click()
     gallery = page.locator("#gallery li")
