@@ -24,7 +24,7 @@ from core.errors import DataError
 
 CHUNK_BYTES = 2**20
 """Bytes that go to the disk at a time."""
-MAX_TEXT_BYTES = 4096
+MAX_TEXT_BYTES = 65_536
 """Of a field that is no file."""
 MAX_PARTS = 32
 

@@ -30,6 +30,8 @@ QUESTIONS = 256
 """Rows that are asked for theirs."""
 AGAIN = (8, 16, 32, 64)
 """Codes that are compared again exactly, for each row that is wanted: as few as find the goal. For ten rows at least."""
+WANTED_OF_CELLS = 64
+"""Rows that are wanted, for which so many cells are looked into as for ten; for more, more."""
 MOST_AGAIN = 10_000
 """Codes of a question; more only where more rows are wanted."""
 SAMPLES_PER_CELL = 64
@@ -115,7 +117,7 @@ class Approximate:
     def search(
         self, queries: NDArray[np.float32], num: int, vectors: NDArray[np.float32], is_there: NDArray[np.bool_] | None
     ) -> Found:
-        """The best of its rows; K may be less than is wanted.
+        """The best of its rows: as many as are wanted, where there are so many.
 
         Args:
             queries: [Q, D]
@@ -124,9 +126,12 @@ class Approximate:
         """
         queries = np.ascontiguousarray(queries)
         wanted = max(num, min(self.num_again * max(num, 10), MOST_AGAIN))
-        rows = _candidates(
-            self._index, queries, wanted, self.num_probes, None if is_there is None else is_there[: self.num_rows]
-        )
+        known = None if is_there is None else is_there[: self.num_rows]
+        probes = min(self.num_cells, self.num_probes * -(-num // WANTED_OF_CELLS))
+        rows = _candidates(self._index, queries, wanted, probes, known)
+        while probes < self.num_cells and (rows[:, num - 1 : num] < 0).any():
+            probes = min(self.num_cells, probes * 4)
+            rows = _candidates(self._index, queries, wanted, probes, known)
         scores = _cosines(queries, vectors, rows)
         order = np.arange(len(rows))[:, None], np.lexsort((rows, -scores))[:, :num]
         best, chosen = scores[order], rows[order]

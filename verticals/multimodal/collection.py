@@ -196,9 +196,13 @@ class Collection:
         heard = None if sound is None else read_sound(sound)
         (answer,) = model([Request(shown, text, heard)])
         is_again = shown is None and heard is None and model.looks_again
-        wanted = max(count, AGAIN) if is_again else count
+        wanted = max(count, AGAIN) if is_again or shown is not None else count
         (hits,) = self._indexes[model.version].search(answer.query[None], wanted, model=model.version)
-        return (_again(model, hits, answer)[:count] if is_again else hits), answer, model.version
+        if shown is not None:
+            hits = _alike(hits, answer.query)
+        elif is_again:
+            hits = _again(model, hits, answer)
+        return hits[:count], answer, model.version
 
     def match(self, picture: Path | bytes, text: str) -> tuple[Encoded, str]:
         """Whether they belong together, and by which version. Raises DataError, CapacityError."""
@@ -209,7 +213,7 @@ class Collection:
         """Labels by their share of the picture, the largest first, and by which version.
 
         Raises:
-            DataError: no labels, one twice or none, or a template without its place.
+            DataError: no labels, one twice or none, a template without its place, or more words than the model reads.
             CapacityError: the picture has too many pixels.
         """
         if not 2 <= len(labels) <= MOST_LABELS:
@@ -221,6 +225,10 @@ class Collection:
         model = self._live()
         (shown,) = model([Request(self._picture(picture, "the picture"))])
         said = model([Request(text=template.replace(PLACEHOLDER, label)) for label in labels])
+        if cut := next((label for label, answer in zip(labels, said, strict=True) if answer.cut), None):
+            raise DataError(
+                f"the template with the label {cut[:60]!r} has more tokens than the model reads; give a shorter template or label"
+            )
         cosines = np.array([[float(shown.picture @ answer.text) for answer in said]], np.float32)  # type: ignore[operator]
         (scores,) = model.scores(cosines.clip(-1, 1), [shown], said)
         logits = model.match["slope"] * (scores - scores.max())
@@ -293,7 +301,7 @@ class Collection:
             folder,
             model=model.version,
             width=model.width,
-            detail_width=1 + (math.prod(model.places_shape) if model.places_shape else 0),
+            detail_width=1 + math.prod(model.places_shape or (0,)) + model.width,
             exact_up_to=self._exact_up_to,
         )
 
@@ -354,14 +362,25 @@ class Collection:
 
 
 def _detail(answer: Encoded) -> NDArray[np.float16]:
-    """What is looked at again, as the index keeps it: how alike the picture is to all, and its places."""
+    """What is looked at again, as the index keeps it: how alike the picture is to all, its places, and where it has a caption, itself."""
     places = np.zeros(0, np.float32) if answer.places is None else answer.places.ravel()
-    return np.concatenate([[answer.picture_level], places]).astype(np.float16)
+    own = np.zeros_like(answer.query) if answer.text is None or answer.picture is None else answer.picture
+    return np.concatenate([[answer.picture_level], places, own]).astype(np.float16)
 
 
 def _of_detail(detail: NDArray[np.float16], shape: tuple[int, ...]) -> Encoded:
-    places = np.asarray(detail[1:], np.float32).reshape(shape) if shape else None
+    places = np.asarray(detail[1 : 1 + math.prod(shape)], np.float32).reshape(shape) if shape else None
     return Encoded(None, None, None, None, False, picture_level=float(detail[0]), places=places)
+
+
+def _alike(hits: Sequence[Hit], picture: NDArray[np.float32]) -> list[Hit]:
+    """What a picture [D] found, by the item as it is indexed or by its picture alone, whichever is more like it."""
+    scores = np.array([hit.score for hit in hits], np.float32)
+    if hits and hits[0].detail is not None:
+        own = np.array([hit.detail[-len(picture) :] for hit in hits if hit.detail is not None], np.float32)
+        scores = np.maximum(scores, own @ picture / np.linalg.norm(own, axis=1).clip(1e-6))
+    order = np.argsort(-scores, kind="stable")
+    return [hits[place]._replace(score=float(scores[place])) for place in order]
 
 
 def _again(model: RetrievalPredictor, hits: Sequence[Hit], asked: Encoded) -> list[Hit]:

@@ -27,7 +27,7 @@ from verticals.multimodal.exact import Found, merged, search
 from verticals.multimodal.files import Files, State
 
 logger = logging.getLogger(__name__)
-LAYOUT = "index 1"
+LAYOUT = "index 2"
 TABLES = """
 CREATE TABLE head (model TEXT NOT NULL, width INTEGER NOT NULL, detail_width INTEGER NOT NULL, generation INTEGER NOT NULL,
                    rows INTEGER NOT NULL) STRICT;
@@ -116,11 +116,14 @@ class Index:
             exact_up_to: items that are all compared.
 
         Raises:
-            ArtifactError: the index is damaged, or another process writes it.
+            ArtifactError: the index is damaged, another process writes it, or its folder cannot be made.
             OtherModel: it exists, and is another model's.
             Unavailable: the disk is full.
         """
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        try:
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        except OSError as error:
+            raise ArtifactError(f"the index's folder {folder} cannot be made: {error.strerror}; name another") from None
         self._folder, self._lock, self._exact_up_to = folder, threading.Lock(), exact_up_to
         self._builder: threading.Thread | None = None
         self._closed = False

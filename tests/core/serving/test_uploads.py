@@ -82,7 +82,7 @@ TEXT = b'--x\r\nContent-Disposition: form-data; name="notes"\r\n\r\n'
         (b"nonsense", "multipart/form-data; boundary=x", "no well-formed"),
         (b"--x\r\n" + b"a" * 20_000, "multipart/form-data; boundary=x", "no well-formed"),
         (TEXT, "multipart/form-data; boundary=x", "cut short"),
-        (TEXT + b"n" * 5000, "multipart/form-data; boundary=x", "notes is longer than the 4096 bytes"),
+        (TEXT + b"n" * 70_000, "multipart/form-data; boundary=x", "notes is longer than the 65536 bytes"),
         (sent(files=[("scan", FILE), ("scan", FILE)]), "", "scan came twice"),
         (sent(files={"other": FILE}), "", "a field that is not known; allowed are scan, notes"),
         (sent(files={"scan": FILE}, data={"notes": ["n"] * 40}), "", "more than 32 parts"),

@@ -65,6 +65,19 @@ def test_rows_are_put_into_what_was_built(tmp_path: Path) -> None:
     assert anew.num_first == anew.num_rows == len(vectors) + there.sum()  # twice as many: other cells
 
 
+def test_it_answers_with_as_many_as_are_wanted(tmp_path: Path) -> None:
+    vectors = mixture(5_000)
+    there = np.ones(len(vectors), bool)
+    made = Approximate.build(vectors, tmp_path / "nearest-0.faiss")
+    assert made is not None
+    made.num_probes = 1
+    for num in (1, 100, 1_000, 5_000):
+        assert made.search(mixture(3, 1), num, vectors, None).rows.shape == (3, num)
+    there[50:] = False
+    found = made.search(mixture(3, 1), 1_000, vectors, there)
+    assert (np.sort(found.rows, axis=1) == np.arange(50)).all()
+
+
 def test_damaged_files_are_told(tmp_path: Path) -> None:
     path = tmp_path / "nearest-0.faiss"
     Approximate.build(mixture(2_000), path)

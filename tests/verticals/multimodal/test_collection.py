@@ -72,6 +72,23 @@ def test_a_caption_makes_a_picture_easier_to_find(shelf: Shelf) -> None:
     assert shelf.collection.get("s3").metadata == {"caption": caption(SCENES[3])}
 
 
+def test_a_picture_finds_itself_first_whatever_its_caption(shelf: Shelf) -> None:
+    filled(shelf)
+    words = "a green cross at the top left next to a yellow square"
+    shelf.collection.add(
+        [Entry(png(scene), f"s{place}", words) for place, scene in enumerate(SCENES[:20])], replace=True
+    )
+    for place, scene in enumerate(SCENES):
+        hits, _, _ = shelf.collection.search(picture=png(scene), count=5)
+        assert (hits[0].id, round(hits[0].score, 4)) == (f"s{place}", 1.0)
+        assert [hit.score for hit in hits] == sorted((hit.score for hit in hits), reverse=True)
+
+
+def test_labels_that_the_model_does_not_read_to_the_end_are_refused(shelf: Shelf) -> None:
+    with pytest.raises(DataError, match="more tokens than the model reads"):
+        shelf.collection.classify(png(SCENES[0]), ["red circle", "blue star"], template="red " * 200 + "{}")
+
+
 def place_of(shelf: Shelf, place: int) -> int:
     hits, _, _ = shelf.collection.search(text=caption(SCENES[place]), count=40)
     return [hit.id for hit in hits].index(f"s{place}")

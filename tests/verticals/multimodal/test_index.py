@@ -115,6 +115,12 @@ def test_what_is_refused_changes_nothing(tmp_path: Path) -> None:
     index.close()
 
 
+def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("none")
+    with pytest.raises(ArtifactError, match=r"file/index cannot be made: Not a directory; name another"):
+        Index(tmp_path / "file" / "index", model="one", width=4)
+
+
 def test_embeddings_of_another_model_are_neither_added_nor_asked_for(tmp_path: Path) -> None:
     index = opened(tmp_path)
     index.add([item("a")], model=MODEL)

@@ -59,7 +59,7 @@ def indexed(server: Server) -> list[str]:
     told = answer.json()
     assert (told["indexed"], told["refused"], told["items"]) == (15, 3, 30)
     reasons = {one["id"]: one["reason"] for one in told["reasons"]}
-    for id, words in (("bad", "no picture"), ("words", "needed is a picture"), ("deep", "its text cannot be read")):
+    for id, words in (("bad", "no picture"), ("words", "needed is a picture"), ("deep", "its JSON cannot be read")):
         assert words in reasons[f"many/{id}"]
     return ids + [f"many/{place}" for place in range(15)]
 

@@ -111,11 +111,7 @@ def check(config: RetrievalConfig, source: str) -> dict[str, Any]:
         text = f"{picture.shape[1]} x {picture.shape[0]} pixels, values {int(picture.min())} to {int(picture.max())}"
         return {"shape": list(picture.shape), "text": text}
     dataset = Dataset.open(source, seed=config.data.split_seed).for_training()
-    for pair in (pair for side in dataset.sides.values() for pair in side):
-        if pair.is_sound:
-            read_sound(pair.file.read(), name=pair.id)
-        else:
-            read_picture(pair.file.read(), num_channels=3, name=pair.id, most_pixels=config.data.most_pixels)
+    dataset.refuse_saved_anew(config.data.most_pixels)
     found = dataset.fingerprint
     total = sum(found["captions"].values())
     text = f"{found['format']}: {_counts(found)}; {total} captions of {found['words'] / total:.1f} words; sha256 {found['sha256'][:16]}"

@@ -46,10 +46,20 @@ class RetrievalData:
             dataset: to judge a model by; where None, the configuration's is opened, to train one.
 
         Raises:
+            ConfigError: a setting that is for frozen encoders alone.
             DataError: the first fault of the data set, or too few pictures.
             LeakError: a picture on two sides of the split.
         """
         self.config = config
+        for name, given in (
+            ("sampler.cache", config.sampler.cache),
+            ("model.vision.classes", config.model.vision.classes),
+        ):
+            if given and not self.is_frozen:
+                raise ConfigError(
+                    f"{name} {given!r} is for encoders that stay as they are; set model.vision.frozen=true and model.text.frozen=true "
+                    "too, or leave it empty"
+                )
         if dataset is not None:
             self.dataset = dataset
         elif config.data.sources:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,7 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from core.data.pictures import read_picture
 from core.errors import DataError, LeakError
+from verticals.multimodal.retrieval.audio import read_sound
 from verticals.multimodal.retrieval.formats import read_pairs
 from verticals.multimodal.retrieval.pairs import Pair
 
@@ -58,6 +60,15 @@ class Dataset:
         for side in ("train", "validation", "test"):
             self.pairs(side)
         return self
+
+    def refuse_saved_anew(self, most_pixels: int) -> None:
+        """Sees that no two sides have one picture in two files, by its pixels: all are read.
+
+        Raises:
+            DataError, CapacityError: a picture that cannot be read.
+            LeakError: a picture on two sides.
+        """
+        _refuse_leaks(self.sides, lambda pair: _pixels(pair, most_pixels))
 
     @cached_property
     def fingerprint(self) -> dict[str, Any]:
@@ -113,11 +124,20 @@ def _digest(pair: Pair) -> bytes:
     return hashlib.sha256(pair.file.read()).digest()
 
 
-def _refuse_leaks(sides: Mapping[str, Sequence[Pair]]) -> None:
+def _pixels(pair: Pair, most: int) -> bytes:
+    """A hash of the picture as it is decoded; of a sound, of its file. Raises DataError, CapacityError."""
+    if pair.is_sound:
+        read_sound(pair.file.read(), name=pair.id)
+        return _digest(pair)
+    picture = read_picture(pair.file.read(), num_channels=3, name=pair.id, most_pixels=most)
+    return hashlib.sha256(repr(picture.shape).encode() + picture.tobytes()).digest()
+
+
+def _refuse_leaks(sides: Mapping[str, Sequence[Pair]], digest: Callable[[Pair], bytes] = _digest) -> None:
     seen: dict[bytes, tuple[str, Pair]] = {}
     for side, pairs in sides.items():
         for pair in pairs:
-            known, other = seen.setdefault(_digest(pair), (side, pair))
+            known, other = seen.setdefault(digest(pair), (side, pair))
             if known != side:
                 raise LeakError(
                     f"{pair.id} on {side} and {other.id} on {known} are one picture: figures would be too good; remove one of them"

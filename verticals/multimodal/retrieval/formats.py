@@ -12,7 +12,7 @@ import csv
 import io
 import json
 import tarfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,6 +30,7 @@ SIDES: Mapping[str, tuple[str, ...]] = {
 SIDE_NAMES = {"train": "train", "dev": "validation", "val": "validation", "validation": "validation", "test": "test"}
 """What a column `split` may say."""
 TABLES = (".csv", ".tsv", ".txt")
+CHUNK_BYTES = 2**20
 FOLDERS = ("images", "Images", "Flicker8k_Dataset", "Flickr8k_Dataset", "files")
 PATH_COLUMNS, TITLE_COLUMNS = ("filepath", "image", "path", "file"), ("title", "caption", "text")
 
@@ -208,14 +209,18 @@ class Sample(NamedTuple):
     """Names it in a message."""
     members: Mapping[str, Stored]
     """By suffix."""
+    faults: Sequence[str]
+    """Members that are links, or come twice."""
 
     def pair(self, *, needs_caption: bool = True) -> Pair:
         """The picture and what is said of it. Raises DataError for what is none."""
-        picture = next((self.members[suffix] for suffix in SUFFIXES if suffix in self.members), None)
-        if picture is None:
-            raise DataError(
-                f"{self.where} has {', '.join(sorted(self.members))}; needed is a picture ({', '.join(SUFFIXES)})"
-            )
+        if self.faults:
+            raise DataError(f"{self.where}: {'; '.join(self.faults)}")
+        pictures = [self.members[suffix] for suffix in SUFFIXES if suffix in self.members]
+        if len(pictures) != 1:
+            there = ", ".join(sorted(self.members))
+            raise DataError(f"{self.where} has {there}; needed is a picture, one alone ({', '.join(SUFFIXES)})")
+        (picture,) = pictures
         captions, metadata = _words(self.members, self.where)
         if needs_caption and not captions:
             raise DataError(f"{self.where} has no caption; needed is .txt, or .json with caption or captions")
@@ -227,14 +232,23 @@ def samples(paths: Iterable[Path]) -> Iterator[Sample]:
     seen: dict[str, str] = {}
     for path in paths:
         parts: dict[str, dict[str, Stored]] = {}
+        faults: dict[str, list[str]] = {}
         try:
             with tarfile.open(path, "r:") as tar:
                 for member in tar:
-                    if member.isfile() and not Path(member.name).name.startswith("."):
-                        key, _, suffix = member.name.rpartition("/")[2].partition(".")
-                        folder = member.name.rpartition("/")[0]
-                        stored = Stored(path, member.offset_data, member.size)
-                        parts.setdefault(f"{folder}/{key}" if folder else key, {})[f".{suffix.lower()}"] = stored
+                    folder, _, name = member.name.rpartition("/")
+                    if member.isdir() or name.startswith("."):
+                        continue
+                    stem, _, suffix = name.partition(".")
+                    key, suffix = f"{folder}/{stem}" if folder else stem, f".{suffix.lower()}"
+                    known = parts.setdefault(key, {})
+                    if not member.isfile():
+                        faults.setdefault(key, []).append(f"{name} is a link, or no file; pack the file itself")
+                    elif suffix in known:
+                        faults.setdefault(key, []).append(f"{name} comes twice; give each picture a key of its own")
+                    else:
+                        known[suffix] = Stored(path, member.offset_data, member.size)
+                _refuse_rest(path, tar.offset)
         except (tarfile.TarError, OSError) as error:
             raise DataError(
                 f"{path.name} is no tar, is packed, or was cut off ({error}); give plain tar files"
@@ -244,9 +258,28 @@ def samples(paths: Iterable[Path]) -> Iterator[Sample]:
             if key in seen:
                 raise DataError(f"{where}: the key stands in {seen[key]} too; give each picture a key of its own")
             seen[key] = path.name
-            yield Sample(key, where, members)
+            yield Sample(key, where, members, faults.get(key, ()))
     if not seen:
         raise DataError("the tar files hold nothing; needed are KEY.jpg with KEY.txt or KEY.json")
+
+
+def _refuse_rest(path: Path, end: int) -> None:
+    """Sees that a tar ends where its last member does: tarfile takes a damaged header for the end.
+
+    Raises:
+        DataError: what follows is no end, blocks of zeros.
+    """
+    with path.open("rb") as file:
+        file.seek(end)
+        rest = file.read(2 * tarfile.BLOCKSIZE)
+        is_end = len(rest) >= tarfile.BLOCKSIZE
+        while rest and is_end:
+            is_end = rest.count(0) == len(rest)
+            rest = file.read(CHUNK_BYTES)
+    if not is_end:
+        raise DataError(
+            f"{path.name} is damaged, was cut off, or is several in one: at byte {end:,} stands neither a file nor the end; pack it again"
+        )
 
 
 def tars(root: Path) -> list[Path]:
@@ -269,8 +302,10 @@ def _words(members: Mapping[str, Stored], where: str) -> tuple[tuple[str, ...], 
             record = json.loads(members[".json"].read())
         if ".txt" in members:
             texts.append(members[".txt"].read().decode("utf-8-sig"))
-    except (ValueError, RecursionError) as error:  # JSON's and Unicode's
+    except UnicodeDecodeError as error:
         raise DataError(f"{where}: its text cannot be read ({error}); save it in UTF-8") from None
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{where}: its JSON cannot be read ({error}); needed is an object") from None
     if not isinstance(record, dict):
         raise DataError(f"{where}: its JSON is a {type(record).__name__}; needed is an object with caption or captions")
     several = record.pop("captions", [])

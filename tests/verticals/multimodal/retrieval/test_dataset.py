@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from core.errors import ConfigError, DataError, LeakError
 from tests.verticals.multimodal.retrieval.test_formats import flickr_csv, png
@@ -55,6 +56,19 @@ def test_a_picture_on_two_sides_is_refused_whatever_its_name(tmp_path: Path) -> 
     (root / "test.txt").write_text("copy.png\n")
     with pytest.raises(LeakError, match=r"copy.png on test and a.png on train are one picture"):
         Dataset.open(root)
+
+
+def test_a_picture_saved_anew_is_found_by_its_pixels(tmp_path: Path) -> None:
+    root = flickr_csv(tmp_path)
+    with Image.open(root / "images" / "a.png") as image:
+        image.save(root / "images" / "b.png", compress_level=1)
+    (root / "train.txt").write_text("a.png\n")
+    (root / "dev.txt").write_text("b.png\n")
+    (root / "test.txt").write_text("c.png\n")
+    assert (root / "images" / "a.png").read_bytes() != (root / "images" / "b.png").read_bytes()
+    dataset = Dataset.open(root)
+    with pytest.raises(LeakError, match=r"a.png on train.* are one picture|b.png on validation and a.png on train"):
+        dataset.refuse_saved_anew(10**6)
 
 
 def test_the_fingerprint_tells_pictures_captions_and_sides(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from core.errors import DataError
-from verticals.multimodal.retrieval.formats import read_pairs
+from verticals.multimodal.retrieval.formats import read_pairs, samples
 from verticals.multimodal.retrieval.pairs import Listed
 
 CAPTIONS = {"a.png": ["A red square, small.", "Ein rotes Quadrat"], "b.png": ["blue"], "c.png": ["зелёный круг"]}
@@ -189,11 +189,12 @@ def packed(root: Path, members: dict[str, bytes]) -> Path:
     [
         ({"a.png": b"x"}, "a has no caption; needed is .txt, or .json"),
         ({"a.txt": b"x"}, "a has .txt; needed is a picture"),
-        ({"a.png": b"x", "a.json": b"{"}, "its text cannot be read"),
+        ({"a.png": b"x", "a.json": b"{"}, "its JSON cannot be read"),
         ({"a.png": b"x", "a.json": b"[]"}, "its JSON is a list"),
         ({"a.png": b"x", "a.json": b"{}"}, "has no caption"),
         ({"a.png": b"x", "a.json": b'{"captions": [3]}'}, "its caption is no text"),
-        ({"a.png": b"x", "a.json": b"[" * 5_000}, "its text cannot be read"),
+        ({"a.png": b"x", "a.json": b"[" * 5_000}, "its JSON cannot be read"),
+        ({"a.png": b"x", "a.jpg": b"x", "a.txt": b"x"}, "has .jpg, .png, .txt; needed is a picture, one alone"),
         ({"a.png": b"x", "a.txt": b"  "}, "the caption is empty"),
         ({"a.png": b"x", "a.txt": b"\xff"}, "its text cannot be read"),
         ({}, "hold nothing"),
@@ -213,6 +214,41 @@ def test_a_tar_that_was_cut_off_or_is_none(tmp_path: Path) -> None:
     (tmp_path / "part-0.tar").write_bytes(b"nothing of the kind")
     with pytest.raises(DataError, match="no tar"):
         read_pairs(tmp_path)
+
+
+def test_a_damaged_header_is_not_taken_for_the_end(tmp_path: Path) -> None:
+    packed(tmp_path, {name: b"x" for name in ("a.png", "a.txt", "b.png", "b.txt")})
+    whole = (tmp_path / "part.tar").read_bytes()
+    second = 2 * 1024  # b.png's header
+    flipped = bytearray(whole)
+    flipped[second + 2] ^= 0x55
+    for data in (bytes(flipped), whole[:second], whole[: second + 100], whole + whole):
+        (tmp_path / "part.tar").write_bytes(data)
+        with pytest.raises(DataError, match="part.tar is damaged, was cut off, or is several in one"):
+            read_pairs(tmp_path)
+    (tmp_path / "part.tar").write_bytes(whole.rstrip(b"\0") + bytes(1023))  # a writer that fills no record
+    assert len(read_pairs(tmp_path).sides["all"]) == 2
+
+
+def test_members_that_are_links_or_come_twice_are_faults_of_their_sample(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "part.tar", "w") as file:
+        for name, kind in (
+            ("a.png", tarfile.REGTYPE),
+            ("a.txt", tarfile.REGTYPE),
+            ("a.png", tarfile.REGTYPE),
+            ("b.png", tarfile.SYMTYPE),
+            ("c.jpg", tarfile.LNKTYPE),
+            ("d.png", tarfile.REGTYPE),
+        ):
+            member = tarfile.TarInfo(name)
+            member.type, member.linkname = kind, "a.txt" if kind != tarfile.REGTYPE else ""
+            member.size = 1 if kind == tarfile.REGTYPE else 0
+            file.addfile(member, io.BytesIO(b"x"))
+    found = {sample.key: sample for sample in samples([tmp_path / "part.tar"])}
+    for key, words in (("a", "a.png comes twice"), ("b", "b.png is a link"), ("c", "c.jpg is a link")):
+        with pytest.raises(DataError, match=words):
+            found[key].pair(needs_caption=False)
+    assert found["d"].pair(needs_caption=False).captions == ()
 
 
 def test_a_key_in_two_tars(tmp_path: Path) -> None:

@@ -164,6 +164,12 @@ def test_words_for_classes_want_the_text_encoders_width() -> None:
         task(config, RetrievalData(config))
 
 
+@pytest.mark.parametrize("setting", ["sampler.cache=/nowhere", "model.vision.classes=/nowhere"])
+def test_settings_for_frozen_encoders_are_refused_for_others(setting: str) -> None:
+    with pytest.raises(ConfigError, match="is for encoders that stay as they are"):
+        RetrievalData(debug().override([setting]))
+
+
 def test_batches_that_cannot_be() -> None:
     data = RetrievalData(debug().override(["sampler.batch_size=15"]))
     with pytest.raises(ConfigError, match="a batch of 15 pictures over 2 processes"):
