@@ -213,7 +213,7 @@ def test_a_collection_orders_what_a_text_finds_by_both(
         collection.open(plain)
         live[0] = plain
         hits, _, _ = collection.search(text=caption(made[0]), count=5)
-        assert all(hit.detail is not None and len(hit.detail) == 1 for hit in hits)
+        assert all(hit.detail is not None and len(hit.detail) == 1 + plain.width for hit in hits)
         live[0] = back = predictor(trained, network, 3, 1.0)
         collection.open(back)
         _by_hand(collection, back, caption(made[3]), made)
