@@ -64,5 +64,10 @@ def _fill(name: str) -> None:
 
     with tempfile.TemporaryDirectory() as folder:
         source = str(Path(folder) / "synthetic")
-        data(name, synthetic=source)
-        print(data(name, load=source)["text"], file=sys.stderr)
+        try:
+            data(name, synthetic=source)
+            print(data(name, load=source)["text"], file=sys.stderr)
+        except BaseException:
+            again = f"verticals data {name} --synthetic FOLDER; verticals data {name} --load FOLDER"
+            print(f"synthetic data were put in in part, or not at all; the rest comes by: {again}", file=sys.stderr)
+            raise

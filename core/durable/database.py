@@ -238,7 +238,12 @@ def _damaged(path: Path, finding: str) -> str:
 
 def _lock(path: Path) -> int:
     """Be the one process that writes `path`; returns the open lock file, which the end of the process releases."""
-    descriptor = os.open(path.with_name(path.name + ".lock"), os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        descriptor = os.open(path.with_name(path.name + ".lock"), os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise ArtifactError(
+            f"{path} cannot be written: {error.strerror}; check the path, its permissions and the disk"
+        ) from None
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:

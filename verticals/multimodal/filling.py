@@ -10,6 +10,7 @@ import torch
 
 from core import registry
 from core.contract import Application
+from core.errors import DataError
 from core.inference.model import build
 from core.inference.session import SessionConfig
 from core.training.log import progress
@@ -31,7 +32,7 @@ def fill(app: Application, source: str, store: str | None = None) -> dict[str, A
         Counts: `indexed`, `known` (before), `refused`, and `sounds`, which an index does not hold.
 
     Raises:
-        DataError: no data set, or its first fault; nothing was indexed.
+        DataError: no data set, or its first fault; nothing was indexed. Pictures that cannot be read are counted instead.
         ArtifactError: no model is in production, or a service holds the index.
         Unavailable: the disk is full; go on with the same command.
     """
@@ -56,23 +57,32 @@ def fill(app: Application, source: str, store: str | None = None) -> dict[str, A
             told = bar.add_task("pictures", total=len(pictures), note="")
             for first in range(0, len(pictures), BATCH):
                 part = pictures[first : first + BATCH]
-                new = [one for one in part if not collection.has(one.id)]
-                counts["known"] += len(part) - len(new)
-                entries = [
-                    Entry(one.file.read(), one.id, one.captions[0] if one.captions else None, one.metadata)
-                    for one in new
-                ]
+                entries = []
+                for one in part:
+                    if one.id.isprintable() and collection.has(one.id):
+                        counts["known"] += 1
+                        continue
+                    try:
+                        data = one.file.read()
+                    except DataError as error:
+                        refused.append(f"{one.id!r}: {error}")
+                    else:
+                        entries.append(Entry(data, one.id, one.captions[0] if one.captions else None, one.metadata))
                 for made in collection.add_each(entries):
                     if isinstance(made, Refusal):
-                        refused.append(f"{made.id}: {made.reason}")
+                        refused.append(f"{made.id!r}: {made.reason}")
                     else:
                         counts["indexed"] += 1
                 bar.update(told, advance=len(part))
         items, counts["refused"] = len(collection), len(refused)
     finally:
         collection.close()
-    text = f"{settings.folder if store is None else store}: {counts['indexed']} pictures indexed by {version.version}, {items} in all"
-    for name, said in (("known", "were there"), ("refused", "refused"), ("sounds", "sounds left out")):
+    text = f"{store or settings.folder}: {counts['indexed']} pictures indexed by {version.version}, {items} in all"
+    for name, said in (
+        ("known", "had ids that are in the index and stay as they are"),
+        ("refused", "refused"),
+        ("sounds", "sounds left out"),
+    ):
         text += f"; {counts[name]} {said}" if counts[name] else ""
     text += "".join(f"\n  {one}" for one in refused[:MOST_TOLD])
     return {**{name: counts[name] for name in ("indexed", "known", "refused", "sounds")}, "items": items, "text": text}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -64,9 +65,17 @@ def test_a_folder_and_a_tar_need_no_words_and_what_is_no_picture_is_named(store:
     for place, scene in enumerate(SCENES[:3]):
         (folder / "inner" / f"{place}.png").write_bytes(png(scene))
     (folder / "bad.jpg").write_bytes(b"none")
+    (folder / "gone.jpg").symlink_to(folder / "nowhere.jpg")
+    (folder / "folder.jpg").mkdir()
+    (folder / os.fsdecode(b"not\xffUTF-8.png")).write_bytes(png(SCENES[5]))
     told = data(NAME, load=str(folder))
-    assert (told["indexed"], told["refused"], told["items"]) == (3, 1, 3)
-    assert "bad.jpg: the picture 'bad.jpg' is no picture" in told["text"]
+    assert (told["indexed"], told["refused"], told["items"]) == (3, 4, 3)
+    assert "'bad.jpg': the picture 'bad.jpg' is no picture" in told["text"]
+    for words in ("'gone.jpg': gone.jpg cannot be read", "'folder.jpg': folder.jpg cannot be read", "is no id"):
+        assert words in told["text"]
+    (folder / "backup.tar").write_bytes(b"none")
+    with pytest.raises(DataError, match="holds tar files"):
+        filled(folder)
     with tarfile.open(tmp_path / "many.tar", "w") as tar:
         tar.add(folder / "inner" / "0.png", "x.png")
     assert filled(tmp_path / "many.tar") == {"indexed": 1, "known": 0, "refused": 0, "items": 4}
@@ -102,3 +111,4 @@ def test_a_service_without_a_model_begins_with_synthetic_pictures(
     monkeypatch.setenv("BENTOML_HOME", str(store / "empty"))
     with pytest.raises(ArtifactError, match="there is no model of multimodal.retrieval"):
         _fill(NAME)
+    assert f"the rest comes by: verticals data {NAME} --synthetic FOLDER" in capsys.readouterr().err

@@ -117,6 +117,9 @@ def test_what_is_refused_changes_nothing(tmp_path: Path) -> None:
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("none")
+    (tmp_path / "taken" / "index.db.lock").mkdir(parents=True)  # even root cannot write it
+    with pytest.raises(ArtifactError, match="index.db cannot be written: Is a directory"):
+        Index(tmp_path / "taken", model="one", width=4)
     with pytest.raises(ArtifactError, match=r"file/index cannot be made: Not a directory; name another"):
         Index(tmp_path / "file" / "index", model="one", width=4)
 

@@ -58,6 +58,23 @@ def test_words_fill_the_gallery(page: Page, tmp_path: Path) -> None:
     assert len(shot) > 20_000
 
 
+def test_a_late_answer_does_not_take_the_place_of_a_newer_search(page: Page) -> None:
+    waiting = []
+    page.route(
+        "**/search_by_text",
+        lambda route: waiting.append(route) if "first" in route.request.post_data else route.continue_(),
+    )
+    for words in ("first words", "long" * 200):
+        page.get_by_label("words to search by").fill(words)
+        page.get_by_role("button", name="Search", exact=True).click()
+    expect(page.locator("#told")).to_contain_text("longlong")
+    (late,) = waiting
+    with page.expect_response("**/search_by_text"):
+        late.continue_()
+    page.wait_for_timeout(300)
+    expect(page.locator("#told")).to_contain_text("longlong")
+
+
 def test_a_picture_finds_itself_and_its_like(page: Page) -> None:
     page.get_by_label("picture to search by").set_input_files(
         {"name": "mine.png", "mimeType": "image/png", "buffer": png(SCENES[5])}

@@ -68,7 +68,7 @@ def predict(predictor: RetrievalPredictor, config: RetrievalConfig, source: str,
         }
         told = bar.add_task("pictures", total=len(found), note="")
         caption = 0
-        with (folder / "items.jsonl").open("w", encoding="utf-8") as items:
+        with (folder / "items.jsonl").open("w", encoding="utf-8", errors="backslashreplace") as items:
             for row, one in enumerate(found):
                 record: dict[str, Any] = {
                     "id": one.id,
@@ -118,6 +118,11 @@ def sources(source: Path) -> Iterator[Source]:
         yield _alone(source, source.name)
         return
     if packed := tars(source):
+        beside = () if source.is_file() else source.rglob("*")
+        if other := next((path.name for path in beside if path.suffix.lower() in (*SUFFIXES, *SOUNDS)), None):
+            raise DataError(
+                f"{source} holds tar files ({packed[0].name}) and pictures ({other!r}); name one tar, or move them apart"
+            )
         for pair in (sample.pair(needs_caption=False) for sample in samples(packed)):
             yield Source(pair.id, pair.file, pair.captions, pair.metadata)
         return

@@ -24,6 +24,8 @@ from verticals.multimodal.retrieval.weights import HUB, NONE
 
 Wave = NDArray[np.float32]
 """[T] one channel from -1 to 1, at `RATE`."""
+LOUDEST = 1_000
+"""Of a sample; the power of much more is beyond a number's range."""
 RATE = 16_000
 """Samples a second that every sound is brought to."""
 MOST_SECONDS = 600
@@ -80,6 +82,8 @@ def read_sound(source: Path | bytes, *, name: str = "the sound") -> Wave:
     wave = samples.astype(np.float32) if samples.ndim == 1 else samples.mean(1, dtype=np.float32)
     if not np.isfinite(wave).all():
         raise DataError(f"{name} holds samples that are no numbers; write it again")
+    if wave.size and (loudest := float(np.abs(wave).max())) > LOUDEST:
+        raise DataError(f"{name} has samples up to {loudest:.3g}; allowed are {LOUDEST:,} times full scale, which is 1")
     if rate != RATE:
         ratio = Fraction(RATE, rate)
         wave = resample_poly(wave, ratio.numerator, ratio.denominator)

@@ -83,6 +83,7 @@ def test_every_rate_and_depth_is_the_same_sound(rate: int, kind: str) -> None:
         (wav(100, tone(1_000)), "allowed are 1,000 to"),
         (wav(1_000, np.zeros(1_000 * (MOST_SECONDS + 1), np.int16)), "allowed are up to 600"),
         (wav(RATE, np.full(RATE, np.nan, np.float32)), "no numbers"),
+        (wav(RATE, np.full(RATE, 3e18, np.float32)), r"samples up to 3e\+18; allowed are 1,000 times full scale"),
     ],
 )
 def test_what_is_no_sound_is_told(data: bytes, words: str) -> None:
