@@ -198,9 +198,15 @@ def test_going_down_answers_what_was_taken(release: Callable[[float | None], str
         wait_until_ready(server)
         with ThreadPoolExecutor(4) as clients:
             slow = [
-                clients.submit(httpx.post, f"{server.url}/slow", json={"seconds": 1.5}, timeout=30) for _ in range(4)
+                clients.submit(httpx.post, f"{server.url}/slow", json={"seconds": 2.0}, timeout=30) for _ in range(4)
             ]
-            time.sleep(0.5)
+            running = 'bentoml_service_request_in_progress{endpoint="/slow"'
+            while not any(
+                line.startswith(running) and line.endswith(" 4.0")
+                for line in httpx.get(f"{server.url}/metrics").text.splitlines()
+            ):
+                assert not any(answer.done() for answer in slow)  # all four are taken before the first is answered
+                time.sleep(0.05)
             server.process.terminate()
             assert [answer.result().status_code for answer in slow] == [200] * 4
         assert server.process.wait(20) == 0
